@@ -1,0 +1,1 @@
+//! A small OpAMP control plane.

@@ -1,0 +1,3 @@
+//! The `chiton` binary.
+
+fn main() {}
