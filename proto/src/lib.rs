@@ -6,9 +6,6 @@
 #[expect(
     missing_docs,
     clippy::all,
-    clippy::arithmetic_side_effects,
-    clippy::allow_attributes,
-    clippy::allow_attributes_without_reason,
     reason = "generated code: prost copies the comments of messages and fields, not of what it adds"
 )]
 mod generated {

@@ -1,0 +1,5 @@
+//! `chiton.yaml`: read, expanded, merged, validated.
+
+mod model;
+
+pub use model::*;
