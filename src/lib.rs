@@ -4,6 +4,7 @@
 //! out. `docs/architecture.md` has the picture.
 
 pub mod clock;
+pub mod net;
 pub mod reactor;
 pub mod secret;
 pub mod settings;
