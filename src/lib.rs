@@ -3,6 +3,7 @@
 //! One direction: bytes come in at the edge, become events, the pure core (`agent`) decides, actions go
 //! out. `docs/architecture.md` has the picture.
 
+pub mod agent;
 pub mod clock;
 pub mod net;
 pub mod reactor;

@@ -466,7 +466,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(order, ["early"]);
-        assert!(clock::now().mono - start >= Duration::from_millis(10));
+        assert!(clock::now().mono.since(start) >= Duration::from_millis(10));
     }
 
     #[test]

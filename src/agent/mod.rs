@@ -1,0 +1,727 @@
+//! The pure core: events in, actions out. No I/O, no clock, no randomness of its own.
+//!
+//! [`Agent::handle`] is the whole of it: the runtime feeds it what happened and when, carries out the actions in
+//! their order, and calls again at [`Agent::deadline`]. Nothing here is global: several agents can live side by
+//! side.
+
+pub mod backoff;
+pub mod bounds;
+pub mod capabilities;
+//pub mod configset;
+pub mod health;
+//mod merge;
+//pub mod redact;
+pub mod report;
+pub mod rollout;
+pub mod session;
+pub mod supervision;
+pub mod uid;
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use chiton_proto::{
+    AgentCapabilities, AgentConfigMap, AgentDescription, AnyValue, CommandType, ComponentHealth,
+    KeyValue, Message, PackageStatuses, RemoteConfigStatus, ServerToAgent, any_value,
+};
+
+use self::bounds::Bounds;
+use self::health::{CheckResult, Health};
+use self::report::Facets;
+use self::rollout::{Digest, Generation, Memory, Rollout, Staged};
+use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, Verdict, Wire};
+use self::supervision::{End, State, Supervision};
+use self::uid::Uid;
+use crate::clock::{Mono, Now};
+use crate::settings::{Apply, Backoff, Owner, Rollback, Scheme, Settings};
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The deadline has come, or it is simply later than before.
+    Tick,
+    /// Link `link` is up.
+    LinkUp {
+        /// Its number.
+        link: u64,
+    },
+    /// Link `link` could not be opened, was lost, or was closed as asked.
+    LinkDown {
+        /// Its number.
+        link: u64,
+        /// Why, unless it was asked for.
+        error: Option<LinkError>,
+    },
+    /// One message came, without its transport's header.
+    Received {
+        /// On which link.
+        link: u64,
+        /// The protobuf bytes.
+        bytes: Bytes,
+    },
+    /// A WebSocket pong came.
+    Pong {
+        /// On which link.
+        link: u64,
+    },
+    /// Answers [`Action::KeepUid`].
+    UidKept {
+        /// The uid that was to be kept.
+        uid: Uid,
+        /// Why it could not be.
+        error: Option<String>,
+    },
+    /// Answers [`Action::Stage`].
+    Staged(Staged),
+    /// Answers [`Action::Validate`].
+    Validated(Result<(), String>),
+    /// Answers [`Action::Activate`].
+    Activated(Result<(), String>),
+    /// Answers [`Action::Remember`].
+    Remembered(Result<(), String>),
+    /// Answers [`Action::Reload`] and [`Action::RunApply`].
+    Reloaded(Result<(), String>),
+    /// Answers [`Action::StartWorkload`].
+    WorkloadStarted {
+        /// Its process id.
+        pid: u32,
+    },
+    /// Answers [`Action::StartWorkload`] too.
+    WorkloadNotStarted(String),
+    /// The workload's process is gone; says how, with its last words.
+    WorkloadExited(String),
+    /// Answers [`Action::Check`].
+    Checked {
+        /// The round it belongs to.
+        round: u64,
+        /// One result a check; empty where there is none to run.
+        results: Vec<CheckResult>,
+    },
+    /// SIGTERM or SIGINT.
+    Shutdown,
+}
+
+/// Something to be done. Actions are carried out in their order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Open a link with the committed settings. → [`Event::LinkUp`], [`Event::LinkDown`]
+    Connect {
+        /// Its number.
+        link: u64,
+    },
+    /// Send one message on the link.
+    Send(Box<Outgoing>),
+    /// Send a WebSocket ping. → [`Event::Pong`]
+    Ping,
+    /// Close the link in order, after everything that was sent. → [`Event::LinkDown`]
+    Close,
+    /// Drop the link at once; no event follows.
+    Abort,
+    /// Write a new uid down. → [`Event::UidKept`]
+    KeepUid(Uid),
+    /// Place a set as a new generation. → [`Event::Staged`]
+    Stage {
+        /// The offered objects; [`None`]: the local file alone.
+        offer: Option<AgentConfigMap>,
+        /// Contents that need not be written.
+        known: Vec<Digest>,
+    },
+    /// Dry run of a generation. → [`Event::Validated`]
+    Validate(Generation),
+    /// Swap the running generation. → [`Event::Activated`]
+    Activate(Option<Generation>),
+    /// Write the life cycle's record. → [`Event::Remembered`]
+    Remember(Memory),
+    /// → [`Event::WorkloadStarted`], [`Event::WorkloadNotStarted`]
+    StartWorkload,
+    /// SIGTERM, then SIGKILL. → [`Event::WorkloadExited`]
+    StopWorkload,
+    /// SIGHUP. → [`Event::Reloaded`]
+    Reload,
+    /// The command of `apply`. → [`Event::Reloaded`]
+    RunApply,
+    /// Run all checks once. → [`Event::Checked`]
+    Check {
+        /// To be given back.
+        round: u64,
+    },
+    /// Write a line to the log.
+    Log(Tone, String),
+    /// All is done: end the process.
+    Exit,
+}
+
+/// What the core takes from the settings and the host.
+#[derive(Clone, Debug)]
+pub struct Config {
+    session: session::Rules,
+    rollback: Rollback,
+    apply: Apply,
+    validates: bool,
+    workload: Option<Backoff>,
+    /// The command names `{config_file}` or `{config_dir}`: without a configuration it is not started.
+    needs_config: bool,
+    /// There is something to check beside the process being alive.
+    has_checks: bool,
+    check_interval: Duration,
+    attributes: Attributes,
+    bounds: Bounds,
+}
+
+/// Facts about the host that are reported.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    /// `host.name`.
+    pub name: String,
+    /// `os.version`.
+    pub os_version: String,
+    /// `host.arch`, in OpenTelemetry's words.
+    pub arch: &'static str,
+}
+
+/// AgentDescription without the uid.
+#[derive(Clone, Debug)]
+struct Attributes {
+    identifying: BTreeMap<String, String>,
+    non_identifying: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Picks what the core needs.
+    #[must_use]
+    pub fn new(settings: &Settings, host: Host) -> Self {
+        let server = &settings.server;
+        let heartbeats =
+            settings.capabilities.reports_heartbeat && !server.heartbeat_interval.is_zero();
+        let remote = &settings.remote_config;
+        let needs_config =
+            settings.workload.as_ref().is_some_and(|workload| match &workload.owner {
+                Owner::Chiton { command } => command.iter().any(|word| word.contains("{config_")),
+                Owner::External(_) => false,
+            });
+        Self {
+            session: session::Rules {
+                wire: match server.endpoint.scheme {
+                    Scheme::Ws | Scheme::Wss => Wire::WebSocket,
+                    Scheme::Http | Scheme::Https => Wire::Http,
+                },
+                heartbeat: heartbeats.then_some(server.heartbeat_interval),
+                poll: server.poll_interval,
+                timeouts: server.timeouts,
+                reconnect: server.reconnect,
+                capabilities: capabilities::usable(settings),
+                request_uid: settings.agent.request_instance_uid,
+            },
+            rollback: remote.rollback,
+            apply: remote.apply.clone(),
+            validates: !remote.validate.is_empty(),
+            workload: settings.workload.as_ref().map(|workload| workload.restart),
+            needs_config,
+            has_checks: !settings.health.checks.is_empty(),
+            check_interval: settings.health.check_interval,
+            attributes: Attributes::new(settings, host),
+            bounds: Bounds { max_message: server.max_message_size, ..Bounds::default() },
+        }
+    }
+}
+
+impl Attributes {
+    fn new(settings: &Settings, host: Host) -> Self {
+        let agent = &settings.agent;
+        let version = match agent.service_version.as_str() {
+            "" => env!("CARGO_PKG_VERSION"),
+            version => version,
+        };
+        let mut identifying = BTreeMap::from([
+            ("service.name".to_owned(), agent.service_name.clone()),
+            ("service.version".to_owned(), version.to_owned()),
+        ]);
+        let mut non_identifying = BTreeMap::from([
+            ("os.type".to_owned(), "linux".to_owned()),
+            ("os.version".to_owned(), host.os_version),
+            ("host.name".to_owned(), host.name),
+            ("host.arch".to_owned(), host.arch.to_owned()),
+        ]);
+        // What the user says wins over what we found.
+        identifying.extend(agent.identifying_attributes.clone());
+        non_identifying.extend(agent.non_identifying_attributes.clone());
+        Self { identifying, non_identifying }
+    }
+
+    fn describe(&self, uid: Uid) -> AgentDescription {
+        fn list(attributes: &BTreeMap<String, String>) -> Vec<KeyValue> {
+            attributes.iter().map(|(key, value)| string(key, value)).collect()
+        }
+        let mut identifying = list(&self.identifying);
+        if !self.identifying.contains_key("service.instance.id") {
+            identifying.push(string("service.instance.id", &uid.to_string()));
+        }
+        AgentDescription {
+            identifying_attributes: identifying,
+            non_identifying_attributes: list(&self.non_identifying),
+        }
+    }
+}
+
+fn string(key: &str, value: &str) -> KeyValue {
+    KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue { value: Some(any_value::Value::StringValue(value.to_owned())) }),
+    }
+}
+
+/// The core of one agent.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    session: Session,
+    /// All but the session: what reports are made of.
+    state: Managed,
+    /// As it was when it was last compared.
+    health: ComponentHealth,
+    shutting_down: bool,
+    check_round: u64,
+    next_check: Option<Mono>,
+    checking: bool,
+}
+
+/// What is managed, and reported.
+#[derive(Clone, Debug)]
+struct Managed {
+    config: Config,
+    rollout: Rollout,
+    workload: Option<Supervision>,
+    health: Health,
+}
+
+impl Reportable for Managed {
+    fn description(&self, uid: Uid) -> AgentDescription {
+        self.config.attributes.describe(uid)
+    }
+
+    fn health(&self) -> ComponentHealth {
+        self.health.tree(self.workload.as_ref(), self.waits_for_config())
+    }
+
+    fn remote_config_status(&self) -> RemoteConfigStatus {
+        self.rollout.status()
+    }
+
+    fn package_statuses(&self) -> PackageStatuses {
+        PackageStatuses::default()
+    }
+}
+
+impl Managed {
+    fn waits_for_config(&self) -> bool {
+        self.config.needs_config && self.rollout.memory().committed.is_none()
+    }
+}
+
+/// A view of the agent for `chiton status`.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The instance uid.
+    pub uid: Uid,
+    /// The connection.
+    pub link: LinkState,
+    /// Why it last failed.
+    pub link_error: Option<String>,
+    /// The bits that are sent.
+    pub capabilities: u64,
+    /// The tree.
+    pub health: ComponentHealth,
+    /// RemoteConfigStatus.
+    pub remote_config: RemoteConfigStatus,
+    /// The phase of the life cycle.
+    pub phase: &'static str,
+    /// What runs by right.
+    pub committed: Option<Generation>,
+    /// The workload's process.
+    pub pid: Option<u32>,
+    /// Restarts of the workload after crashes.
+    pub restarts: u64,
+}
+
+impl Agent {
+    /// An agent that has not begun: `uid` and `memory` are what the store has, `seed` feeds the jitter.
+    #[must_use]
+    pub fn new(config: Config, uid: Uid, memory: Memory, seed: u64, now: Now) -> Self {
+        Self {
+            session: Session::new(config.session, uid, seed),
+            state: Managed {
+                rollout: Rollout::new(config.rollback, memory),
+                workload: config.workload.map(Supervision::new),
+                health: Health::new(now),
+                config,
+            },
+            health: ComponentHealth::default(),
+            shutting_down: false,
+            check_round: 0,
+            next_check: None,
+            checking: false,
+        }
+    }
+
+    /// Begins: the workload first, the connection when [`Agent::connect`] says so.
+    pub fn boot(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let mut orders = Vec::new();
+        self.state.rollout.boot(&mut orders);
+        self.carry_out_rollout(orders, now, actions);
+        if self.state.rollout.is_idle() {
+            self.ensure_workload(actions);
+        }
+        self.settle(now, actions);
+    }
+
+    /// Opens the session: the uid is known and the credentials can be read.
+    pub fn connect(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let mut orders = Vec::new();
+        self.session.start(&mut orders);
+        carry_out_session(orders, actions);
+        self.settle(now, actions);
+    }
+
+    /// Takes one event.
+    pub fn handle(&mut self, event: Event, now: Now, actions: &mut Vec<Action>) {
+        match event {
+            Event::Tick => {}
+            Event::LinkUp { link } => {
+                self.on_session(actions, |session, out| session.link_up(link, now, out));
+            }
+            Event::LinkDown { link, error } => {
+                self.on_session(actions, |session, out| session.link_down(link, error, now, out));
+            }
+            Event::Received { link, bytes } => self.received(link, &bytes, now, actions),
+            Event::Pong { link } => self.session.pong(link, now),
+            Event::UidKept { uid, error } => {
+                self.on_session(actions, |session, out| {
+                    session.uid_kept(uid, error.as_deref(), out);
+                });
+            }
+            Event::Staged(staged) => {
+                let unwritten = matches!(staged, Staged::Failed(_));
+                let validates = self.state.config.validates;
+                self.on_rollout(now, actions, |rollout, out| {
+                    rollout.staged(staged, validates, out)
+                });
+                if self.state.rollout.is_idle() && (unwritten || !self.state.waits_for_config()) {
+                    self.ensure_workload(actions);
+                }
+            }
+            Event::Validated(result) => {
+                self.on_rollout(now, actions, |rollout, out| rollout.validated(result, out));
+            }
+            Event::Activated(result) => {
+                self.on_rollout(now, actions, |rollout, out| rollout.activated(result, out));
+                self.session.changed(Facets::EFFECTIVE_CONFIG);
+            }
+            Event::Remembered(result) => {
+                self.on_rollout(now, actions, |rollout, out| rollout.remembered(result, out));
+            }
+            Event::Reloaded(result) => self.applied(result, now, actions),
+            Event::WorkloadStarted { pid } => {
+                if let Some(workload) = &mut self.state.workload {
+                    workload.started(pid, now);
+                }
+                self.state.health.clear();
+                self.next_check = Some(now.mono.after(self.state.config.check_interval));
+                self.applied(Ok(()), now, actions);
+            }
+            Event::WorkloadNotStarted(error) => {
+                if let Some(workload) = &mut self.state.workload {
+                    workload.start_failed(error.clone(), now);
+                }
+                actions.push(Action::Log(Tone::Warning, error.clone()));
+                self.applied(Err(error), now, actions);
+            }
+            Event::WorkloadExited(text) => self.workload_exited(&text, now, actions),
+            Event::Checked { round, results } => self.checked(round, results, now, actions),
+            Event::Shutdown => self.shut_down(now, actions),
+        }
+        self.settle(now, actions);
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Mono> {
+        let workload = self.state.workload.as_ref().and_then(Supervision::deadline);
+        let check = self.next_check.filter(|_| self.checks_run());
+        [self.session.deadline(), self.state.rollout.deadline(), workload, check]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// A view for people.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let workload = self.state.workload.as_ref();
+        Snapshot {
+            uid: self.session.uid(),
+            link: self.session.link_state(),
+            link_error: self.session.last_error().map(str::to_owned),
+            capabilities: self.session.capabilities(),
+            health: self.state.health(),
+            remote_config: self.state.remote_config_status(),
+            phase: self.state.rollout.phase(),
+            committed: self.state.rollout.memory().committed,
+            pid: workload.and_then(|workload| match workload.state() {
+                State::Running { pid, .. } => Some(*pid),
+                _ => None,
+            }),
+            restarts: workload.map_or(0, Supervision::restarts),
+        }
+    }
+
+    /// A message: counted against the bounds, decoded, and given to whom it concerns.
+    fn received(&mut self, link: u64, bytes: &Bytes, now: Now, actions: &mut Vec<Action>) {
+        if let Err(error) = bounds::count(bytes, &self.state.config.bounds) {
+            actions.push(Action::Log(
+                Tone::Warning,
+                format!("refused a message from the server: {error}"),
+            ));
+            return;
+        }
+        let message = match ServerToAgent::decode(bytes.clone()) {
+            Ok(message) => message,
+            Err(error) => {
+                let text = format!("ignored a malformed message from the server: {error}");
+                actions.push(Action::Log(Tone::Warning, text));
+                return;
+            }
+        };
+        let mut verdict = Verdict::Ignore;
+        self.on_session(actions, |session, out| {
+            verdict = session.message(link, &message, now, out);
+        });
+        match verdict {
+            Verdict::Ignore => {}
+            Verdict::CommandOnly => self.command(&message, actions),
+            Verdict::Process => self.offers(message, now, actions),
+        }
+    }
+
+    fn command(&mut self, message: &ServerToAgent, actions: &mut Vec<Action>) {
+        let known = message.command.as_ref().map(|command| CommandType::try_from(command.r#type));
+        let accepted = capabilities::has(
+            self.session.capabilities(),
+            AgentCapabilities::AcceptsRestartCommand,
+        );
+        match known {
+            Some(Ok(CommandType::Restart)) if accepted => {
+                actions.push(Action::Log(
+                    Tone::Info,
+                    "restarting the workload: the server asks for it".to_owned(),
+                ));
+                self.on_workload(actions, Supervision::restart);
+            }
+            _ => {
+                let text = "ignored a command that is unknown or not accepted".to_owned();
+                actions.push(Action::Log(Tone::Warning, text));
+            }
+        }
+    }
+
+    fn offers(&mut self, message: ServerToAgent, now: Now, actions: &mut Vec<Action>) {
+        let Some(offer) = message.remote_config else { return };
+        if !capabilities::has(self.session.capabilities(), AgentCapabilities::AcceptsRemoteConfig) {
+            // opamp-spec L665: what we have no capability for is ignored.
+            let text = "ignored a remote configuration: accepts_remote_config is off".to_owned();
+            actions.push(Action::Log(Tone::Warning, text));
+            return;
+        }
+        self.on_rollout(now, actions, |rollout, out| rollout.offered(offer, out));
+    }
+
+    /// The workload took a new configuration, or could not.
+    fn applied(&mut self, result: Result<(), String>, now: Now, actions: &mut Vec<Action>) {
+        if self.state.rollout.applies() {
+            self.on_rollout(now, actions, |rollout, out| rollout.applied(result, now, out));
+        }
+    }
+
+    fn workload_exited(&mut self, text: &str, now: Now, actions: &mut Vec<Action>) {
+        let mut end = End::Asked;
+        self.state.health.clear();
+        let said = text.to_owned();
+        self.on_workload(actions, |workload, out| end = workload.exited(said, now, out));
+        if end == End::Crash {
+            let wait = self.state.workload.as_ref().and_then(|workload| workload.waits(now));
+            let again =
+                wait.map(|wait| format!("; starting it again in {wait:?}")).unwrap_or_default();
+            actions.push(Action::Log(Tone::Warning, format!("the workload {text}{again}")));
+            self.on_rollout(now, actions, |rollout, out| rollout.crashed(text, out));
+        }
+    }
+
+    fn checked(
+        &mut self,
+        round: u64,
+        results: Vec<CheckResult>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        if round != self.check_round {
+            return;
+        }
+        self.checking = false;
+        self.next_check = Some(now.mono.after(self.state.config.check_interval));
+        let running = self.state.workload.as_ref().is_none_or(Supervision::is_running);
+        if !running {
+            return;
+        }
+        self.on_rollout(now, actions, |rollout, out| rollout.checked(&results, now, out));
+        if results.iter().all(|check| check.failure.is_none())
+            && let Some(workload) = &mut self.state.workload
+        {
+            workload.proven();
+        }
+        self.state.health.checked(results);
+    }
+
+    fn shut_down(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.shutting_down {
+            return;
+        }
+        self.shutting_down = true;
+        self.on_session(actions, |session, out| session.stop(now, out));
+        self.on_workload(actions, Supervision::stop);
+    }
+
+    /// After every event: timers that are due, then health, then whatever there is to report.
+    fn settle(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.on_session(actions, |session, out| session.tick(now, out));
+        if !self.shutting_down {
+            self.on_workload(actions, |workload, out| workload.tick(now, out));
+            self.on_rollout(now, actions, |rollout, out| rollout.tick(now, out));
+            if self.checks_run() && self.next_check.is_some_and(|at| at <= now.mono) {
+                self.check(actions);
+            }
+        }
+        self.state.health.note(self.state.workload.as_ref(), self.state.waits_for_config(), now);
+        let health = self.state.health();
+        if self.health != health {
+            self.health = health;
+            self.session.changed(Facets::HEALTH);
+        }
+        let mut orders = Vec::new();
+        self.session.flush(&self.state, now, &mut orders);
+        carry_out_session(orders, actions);
+        let down = self.state.workload.as_ref().is_none_or(Supervision::is_down);
+        if self.shutting_down && self.session.is_over() && down {
+            actions.push(Action::Exit);
+        }
+    }
+
+    /// Whether the checks run at their own interval: there are some, they have a process, and no gate runs them.
+    fn checks_run(&self) -> bool {
+        let running = self.state.workload.as_ref().is_none_or(Supervision::is_running);
+        self.state.config.has_checks
+            && running
+            && !self.checking
+            && self.state.rollout.deadline().is_none()
+    }
+
+    fn check(&mut self, actions: &mut Vec<Action>) {
+        self.check_round = self.check_round.wrapping_add(1);
+        self.checking = true;
+        actions.push(Action::Check { round: self.check_round });
+    }
+
+    fn ensure_workload(&mut self, actions: &mut Vec<Action>) {
+        self.on_workload(actions, Supervision::ensure);
+    }
+
+    /// Makes the workload read what has just become the running generation.
+    fn apply(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let running = self.state.workload.as_ref().is_some_and(Supervision::is_running);
+        let failing = self.state.health.failing().filter(|_| running);
+        let sick = failing.map(|check| check.name.clone()).collect();
+        self.state.rollout.sick(sick);
+        let back_to_nothing = self.state.rollout.goes_back() && self.state.waits_for_config();
+        match &self.state.config.apply {
+            _ if self.state.workload.is_none() => self.applied(Ok(()), now, actions),
+            _ if back_to_nothing => {
+                self.on_workload(actions, Supervision::stop);
+                self.applied(Ok(()), now, actions);
+            }
+            Apply::Reload if running => actions.push(Action::Reload),
+            Apply::Command(_) if running => actions.push(Action::RunApply),
+            Apply::Restart | Apply::Reload | Apply::Command(_) => {
+                self.on_workload(actions, Supervision::restart);
+            }
+        }
+    }
+
+    fn on_session(
+        &mut self,
+        actions: &mut Vec<Action>,
+        act: impl FnOnce(&mut Session, &mut Vec<session::Order>),
+    ) {
+        let mut orders = Vec::new();
+        act(&mut self.session, &mut orders);
+        carry_out_session(orders, actions);
+    }
+
+    fn on_workload(
+        &mut self,
+        actions: &mut Vec<Action>,
+        act: impl FnOnce(&mut Supervision, &mut Vec<supervision::Order>),
+    ) {
+        let Some(workload) = &mut self.state.workload else { return };
+        let mut orders = Vec::new();
+        act(workload, &mut orders);
+        actions.extend(orders.into_iter().map(|order| match order {
+            supervision::Order::Start => Action::StartWorkload,
+            supervision::Order::Stop => Action::StopWorkload,
+        }));
+    }
+
+    /// `act` says whether the remote config status changed.
+    fn on_rollout(
+        &mut self,
+        now: Now,
+        actions: &mut Vec<Action>,
+        act: impl FnOnce(&mut Rollout, &mut Vec<rollout::Order>) -> bool,
+    ) {
+        let mut orders = Vec::new();
+        if act(&mut self.state.rollout, &mut orders) {
+            self.session.changed(Facets::REMOTE_CONFIG_STATUS);
+        }
+        self.carry_out_rollout(orders, now, actions);
+    }
+
+    fn carry_out_rollout(
+        &mut self,
+        orders: Vec<rollout::Order>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        for order in orders {
+            match order {
+                rollout::Order::Stage { offer, known } => {
+                    actions.push(Action::Stage { offer, known });
+                }
+                rollout::Order::Validate(generation) => actions.push(Action::Validate(generation)),
+                rollout::Order::Activate(generation) => actions.push(Action::Activate(generation)),
+                rollout::Order::Remember(memory) => actions.push(Action::Remember(memory)),
+                rollout::Order::Say(text) => actions.push(Action::Log(Tone::Warning, text)),
+                rollout::Order::Check => self.check(actions),
+                rollout::Order::Apply => self.apply(now, actions),
+            }
+        }
+    }
+}
+
+fn carry_out_session(orders: Vec<session::Order>, actions: &mut Vec<Action>) {
+    actions.extend(orders.into_iter().map(|order| match order {
+        session::Order::Connect { link } => Action::Connect { link },
+        session::Order::Send(outgoing) => Action::Send(outgoing),
+        session::Order::Ping => Action::Ping,
+        session::Order::Close => Action::Close,
+        session::Order::Abort => Action::Abort,
+        session::Order::KeepUid(uid) => Action::KeepUid(uid),
+        session::Order::Say(tone, text) => Action::Log(tone, text),
+    }));
+}

@@ -1,0 +1,672 @@
+//! The session: one connection to one server, what was said on it and what is due to be said.
+//!
+//! It knows reports only as [`Facets`]; what is in them is asked of [`Reportable`] when one is composed. The same
+//! rules serve both transports: over plain HTTP a *link* is a series of polls that succeed, one at a time.
+
+use core::time::Duration;
+
+use chiton_proto::{
+    AgentDescription, AgentDisconnect, AgentToServer, AgentToServerFlags, ComponentHealth,
+    PackageStatuses, RemoteConfigStatus, ServerErrorResponse, ServerErrorResponseType,
+    ServerToAgent, ServerToAgentFlags, server_error_response::Details,
+};
+
+use super::backoff::{self, Jitter};
+use super::report::{Facets, Ledger};
+use super::uid::Uid;
+use crate::clock::{Mono, Now};
+use crate::settings::{Backoff, Timeouts};
+
+/// A connection that lived so long may be replaced at once when it drops, and ends a series of failures.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
+/// Between WebSocket pings while heartbeats are off.
+const PING_WITHOUT_HEARTBEATS: Duration = Duration::from_secs(300);
+
+/// How messages travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// Either side speaks when it wants.
+    WebSocket,
+    /// The agent asks, the server answers; one request at a time (opamp-spec L539).
+    Http,
+}
+
+/// What governs a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// The transport of the endpoint.
+    pub wire: Wire,
+    /// Time between heartbeats; [`None`]: off.
+    pub heartbeat: Option<Duration>,
+    /// Time between polls over plain HTTP.
+    pub poll: Duration,
+    /// Named time-outs.
+    pub timeouts: Timeouts,
+    /// Between attempts to connect.
+    pub reconnect: Backoff,
+    /// OpAMP's capability bits, as they are usable.
+    pub capabilities: u64,
+    /// Ask for a uid until the server gives one (opamp-spec L635).
+    pub request_uid: bool,
+}
+
+/// Why a link failed or was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkError {
+    /// What, on what, why: one line.
+    pub text: String,
+    /// Whose doing it was.
+    pub kind: LinkErrorKind,
+}
+
+/// Whose doing it was, as far as it matters for trying again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkErrorKind {
+    /// Network, name, TLS, refusal: try again with back-off.
+    Failed,
+    /// The server asked for time: 429, 503 (opamp-spec L3539), with what Retry-After said.
+    Throttled(Option<Duration>),
+    /// The peer broke the protocol and we dropped it: never reconnect at once.
+    Fault,
+}
+
+/// The values that a report is made of.
+pub trait Reportable {
+    /// Who we are.
+    fn description(&self, uid: Uid) -> AgentDescription;
+    /// How we are.
+    fn health(&self) -> ComponentHealth;
+    /// What became of the last remote config.
+    fn remote_config_status(&self) -> RemoteConfigStatus;
+    /// What became of the packages.
+    fn package_statuses(&self) -> PackageStatuses;
+}
+
+/// What the session wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Order {
+    /// Open link number `link`.
+    Connect {
+        /// Events of another number are stale.
+        link: u64,
+    },
+    /// Send one message.
+    Send(Box<Outgoing>),
+    /// Send a WebSocket ping.
+    Ping,
+    /// Close in order: everything sent before goes out first.
+    Close,
+    /// Drop the link without ceremony.
+    Abort,
+    /// Keep a uid that the server gave; the answer is [`Session::uid_kept`].
+    KeepUid(Uid),
+    /// Tell the log.
+    Say(Tone, String),
+}
+
+/// How loud.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    /// Something to act on.
+    Warning,
+    /// Good to know.
+    Info,
+    /// For those who look closely.
+    Debug,
+}
+
+/// One message to the server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outgoing {
+    /// All of it but the effective config.
+    pub message: AgentToServer,
+    /// Put the effective config in: it may be large, so it is read when it is sent and not kept in memory.
+    pub effective_config: bool,
+}
+
+/// What is left of a received message when the session has taken its part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// For us: the offers in it count.
+    Process,
+    /// A command: every other field is to be ignored (opamp-spec L1011).
+    CommandOnly,
+    /// Not for us, or on a link that is gone.
+    Ignore,
+}
+
+/// The state of the session.
+#[derive(Clone, Debug)]
+pub struct Session {
+    rules: Rules,
+    uid: Uid,
+    /// The uid before the last change: replies in flight carry it.
+    previous_uid: Option<Uid>,
+    sequence: u64,
+    ledger: Ledger,
+    link: Link,
+    link_number: u64,
+    failures: u32,
+    jitter: Jitter,
+    wants_uid: bool,
+    ignored: u64,
+    stopping: bool,
+    last_error: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Link {
+    /// Not started, or ended for good.
+    Idle,
+    Waiting {
+        until: Mono,
+    },
+    Connecting,
+    Up(Up),
+    /// Goodbye was said; when the transport is done: wait until then.
+    Closing {
+        then: Mono,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Up {
+    since: Mono,
+    /// [`None`]: nothing yet, so the first report is due.
+    last_sent: Option<Mono>,
+    last_heard: Mono,
+    /// Since when a message of ours is unanswered.
+    unanswered: Option<Mono>,
+    pinged: Option<Mono>,
+    /// A valid ServerToAgent has come.
+    proven: bool,
+    /// The last message sent was a full report.
+    sent_full: bool,
+    /// A full report waits for the next heartbeat.
+    full_at_heartbeat: bool,
+    uid_changed: bool,
+    server_capabilities: u64,
+}
+
+/// The connection as `chiton status` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Not wanted.
+    Idle,
+    /// Waiting for the next attempt.
+    Waiting,
+    /// An attempt is under way.
+    Connecting,
+    /// Up since then.
+    Up(Mono),
+    /// Being closed.
+    Closing,
+}
+
+impl Session {
+    /// A session that has not begun. `seed` feeds the jitter.
+    #[must_use]
+    pub const fn new(rules: Rules, uid: Uid, seed: u64) -> Self {
+        Self {
+            rules,
+            uid,
+            previous_uid: None,
+            sequence: 0,
+            ledger: Ledger::full(),
+            link: Link::Idle,
+            link_number: 0,
+            failures: 0,
+            jitter: Jitter::new(seed),
+            wants_uid: rules.request_uid,
+            ignored: 0,
+            stopping: false,
+            last_error: None,
+        }
+    }
+
+    /// Opens the first link.
+    pub fn start(&mut self, out: &mut Vec<Order>) {
+        if matches!(self.link, Link::Idle) && !self.stopping {
+            self.connect(out);
+        }
+    }
+
+    /// Says goodbye and ends for good. Over when [`Session::is_over`].
+    pub fn stop(&mut self, now: Now, out: &mut Vec<Order>) {
+        self.stopping = true;
+        match self.link {
+            Link::Up(_) => self.close(now.mono, out),
+            Link::Closing { .. } => {}
+            Link::Connecting => {
+                out.push(Order::Abort);
+                self.link = Link::Idle;
+            }
+            Link::Idle | Link::Waiting { .. } => self.link = Link::Idle,
+        }
+    }
+
+    /// Whether it has ended after [`Session::stop`].
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        self.stopping && matches!(self.link, Link::Idle)
+    }
+
+    /// Something to report changed.
+    pub fn changed(&mut self, facets: Facets) {
+        self.ledger.changed(facets);
+    }
+
+    /// The uid in use.
+    #[must_use]
+    pub const fn uid(&self) -> Uid {
+        self.uid
+    }
+
+    /// The capability bits that are sent.
+    #[must_use]
+    pub const fn capabilities(&self) -> u64 {
+        self.rules.capabilities
+    }
+
+    /// How the connection is.
+    #[must_use]
+    pub const fn link_state(&self) -> LinkState {
+        match &self.link {
+            Link::Idle => LinkState::Idle,
+            Link::Waiting { .. } => LinkState::Waiting,
+            Link::Connecting => LinkState::Connecting,
+            Link::Up(up) => LinkState::Up(up.since),
+            Link::Closing { .. } => LinkState::Closing,
+        }
+    }
+
+    /// Why the connection last failed; [`None`] once a server has answered since.
+    #[must_use]
+    pub fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+
+    /// The sequence number that the next message will carry.
+    #[must_use]
+    pub const fn next_sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Link `number` is up.
+    pub fn link_up(&mut self, number: u64, now: Now, out: &mut Vec<Order>) {
+        if number != self.link_number || !matches!(self.link, Link::Connecting) {
+            return;
+        }
+        out.push(Order::Say(Tone::Info, "connected to the OpAMP server".to_owned()));
+        self.link = Link::Up(Up {
+            since: now.mono,
+            last_sent: None,
+            last_heard: now.mono,
+            unanswered: None,
+            pinged: None,
+            proven: false,
+            sent_full: false,
+            full_at_heartbeat: false,
+            uid_changed: false,
+            server_capabilities: 0,
+        });
+    }
+
+    /// Link `number` could not be opened, was lost, or has finished closing.
+    pub fn link_down(
+        &mut self,
+        number: u64,
+        error: Option<LinkError>,
+        now: Now,
+        out: &mut Vec<Order>,
+    ) {
+        if number != self.link_number {
+            return;
+        }
+        match core::mem::replace(&mut self.link, Link::Idle) {
+            Link::Closing { then } => self.wait(then),
+            Link::Up(up) => {
+                let error = error.unwrap_or_else(|| LinkError {
+                    text: "the server closed the connection".to_owned(),
+                    kind: LinkErrorKind::Failed,
+                });
+                self.lost(&up, error, now, out);
+            }
+            Link::Connecting => {
+                let error = error.unwrap_or_else(|| LinkError {
+                    text: "the attempt to connect ended without a reason".to_owned(),
+                    kind: LinkErrorKind::Failed,
+                });
+                let wait = self.next_wait(error.kind);
+                self.fail(error.text, now.mono.after(wait), wait, out);
+            }
+            other @ (Link::Idle | Link::Waiting { .. }) => self.link = other,
+        }
+    }
+
+    /// A pong came: the link is alive, whether or not the server answers messages.
+    pub fn pong(&mut self, number: u64, now: Now) {
+        if let (true, Link::Up(up)) = (number == self.link_number, &mut self.link) {
+            up.last_heard = now.mono;
+            up.pinged = None;
+            up.unanswered = None;
+        }
+    }
+
+    /// A decoded message came. Takes the parts that concern the session itself.
+    pub fn message(
+        &mut self,
+        number: u64,
+        message: &ServerToAgent,
+        now: Now,
+        out: &mut Vec<Order>,
+    ) -> Verdict {
+        if number != self.link_number || !matches!(self.link, Link::Up(_)) {
+            return Verdict::Ignore;
+        }
+        let offered = message
+            .agent_identification
+            .as_ref()
+            .map(|identification| Uid::from_slice(&identification.new_instance_uid));
+        if !self.addressed_to_us(message, offered.flatten()) {
+            self.ignored = self.ignored.saturating_add(1);
+            if self.ignored.is_power_of_two() {
+                let text =
+                    format!("ignored a message for another instance uid ({} so far)", self.ignored);
+                out.push(Order::Say(Tone::Warning, text));
+            }
+            return Verdict::Ignore;
+        }
+        if message.instance_uid.as_ref() == self.uid.as_bytes() {
+            self.previous_uid = None;
+        }
+        let answered_full = match &mut self.link {
+            Link::Up(up) => {
+                let answered = up.unanswered.take().is_some();
+                up.pinged = None;
+                up.last_heard = now.mono;
+                up.proven = true;
+                if message.capabilities != 0 {
+                    up.server_capabilities = message.capabilities;
+                }
+                answered && up.sent_full
+            }
+            _ => false,
+        };
+        self.last_error = None;
+        if message.command.is_some() {
+            self.ledger.acknowledged();
+            return Verdict::CommandOnly;
+        }
+        let unavailable =
+            message.error_response.as_ref().is_some_and(|error| self.told_off(error, now, out));
+        if !unavailable {
+            self.ledger.acknowledged();
+        }
+        if message.flags & flag(ServerToAgentFlags::ReportFullState) != 0 {
+            self.full_state_wanted(answered_full);
+        }
+        if let Some(offered) = offered {
+            self.uid_offered(offered, out);
+        }
+        Verdict::Process
+    }
+
+    /// The offered uid was written (or not: `error`); it is ours from now on either way (opamp-spec L891).
+    pub fn uid_kept(&mut self, uid: Uid, error: Option<&str>, out: &mut Vec<Order>) {
+        if let Some(error) = error {
+            let text = format!("instance uid {uid} is in use but could not be kept: {error}");
+            out.push(Order::Say(Tone::Warning, text));
+        }
+        out.push(Order::Say(Tone::Info, format!("instance uid is now {uid}")));
+        self.previous_uid = Some(core::mem::replace(&mut self.uid, uid));
+        self.wants_uid = false;
+        self.ledger.changed(Facets::ALL);
+    }
+
+    /// When [`Session::tick`] has something to do next.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Mono> {
+        match &self.link {
+            Link::Waiting { until } => Some(*until),
+            Link::Up(up) => {
+                [self.heartbeat_at(up), self.watchdog_at(up)].into_iter().flatten().min()
+            }
+            Link::Idle | Link::Connecting | Link::Closing { .. } => None,
+        }
+    }
+
+    /// Does what is due by now, except reports: those are [`Session::flush`]'s.
+    pub fn tick(&mut self, now: Now, out: &mut Vec<Order>) {
+        match &self.link {
+            Link::Waiting { until } if *until <= now.mono => self.connect(out),
+            Link::Up(up) if self.watchdog_at(up).is_some_and(|at| at <= now.mono) => {
+                if up.pinged.is_some() {
+                    let text = format!(
+                        "no answer for {:?} and no pong for {:?}: the connection is dead",
+                        self.rules.timeouts.answer, self.rules.timeouts.pong
+                    );
+                    out.push(Order::Abort);
+                    let Link::Up(up) = core::mem::replace(&mut self.link, Link::Idle) else {
+                        return;
+                    };
+                    self.lost(&up, LinkError { text, kind: LinkErrorKind::Failed }, now, out);
+                } else {
+                    out.push(Order::Ping);
+                    if let Link::Up(up) = &mut self.link {
+                        up.pinged = Some(now.mono);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends a report if one is due: the first on a link, a change, or a heartbeat.
+    pub fn flush(&mut self, from: &impl Reportable, now: Now, out: &mut Vec<Order>) {
+        let Link::Up(up) = &self.link else { return };
+        if self.rules.wire == Wire::Http && up.unanswered.is_some() {
+            return; // opamp-spec L539: one request at a time
+        }
+        let heartbeat = self.heartbeat_at(up).is_some_and(|at| at <= now.mono);
+        if heartbeat && up.full_at_heartbeat {
+            self.ledger.changed(Facets::ALL);
+        }
+        let allowed = Facets::allowed(self.rules.capabilities, up.server_capabilities);
+        let facets = self.ledger.due(allowed);
+        if facets.is_empty() && up.last_sent.is_some() && !heartbeat {
+            return;
+        }
+        let full = facets == allowed;
+        let message = self.compose(facets, from);
+        out.push(Order::Send(Box::new(Outgoing {
+            message,
+            effective_config: facets.contains(Facets::EFFECTIVE_CONFIG),
+        })));
+        self.ledger.sent(facets);
+        if let Link::Up(up) = &mut self.link {
+            up.last_sent = Some(now.mono);
+            up.unanswered.get_or_insert(now.mono);
+            up.sent_full = full;
+            if full {
+                up.full_at_heartbeat = false;
+            }
+        }
+    }
+
+    /// One message: what every message carries, and these sub-messages.
+    fn compose(&mut self, facets: Facets, from: &impl Reportable) -> AgentToServer {
+        let sequence_num = self.sequence;
+        self.sequence = self.sequence.wrapping_add(1);
+        let flags =
+            if self.wants_uid { from_flag(AgentToServerFlags::RequestInstanceUid) } else { 0 };
+        AgentToServer {
+            instance_uid: self.uid.as_bytes().to_vec().into(),
+            sequence_num,
+            capabilities: self.rules.capabilities,
+            flags,
+            agent_description: facets
+                .contains(Facets::DESCRIPTION)
+                .then(|| from.description(self.uid)),
+            health: facets.contains(Facets::HEALTH).then(|| from.health()),
+            remote_config_status: facets
+                .contains(Facets::REMOTE_CONFIG_STATUS)
+                .then(|| from.remote_config_status()),
+            package_statuses: facets
+                .contains(Facets::PACKAGE_STATUSES)
+                .then(|| from.package_statuses()),
+            ..AgentToServer::default()
+        }
+    }
+
+    /// Whether a message is for us: our uid, none, the one we just gave up, or the one it gives us.
+    fn addressed_to_us(&self, message: &ServerToAgent, offered: Option<Uid>) -> bool {
+        let to = message.instance_uid.as_ref();
+        to.is_empty()
+            || to == self.uid.as_bytes()
+            || self.previous_uid.is_some_and(|uid| to == uid.as_bytes())
+            || offered.is_some_and(|uid| to == uid.as_bytes())
+    }
+
+    /// The server's error_response. True: it is unavailable, and the link is being closed.
+    fn told_off(&mut self, error: &ServerErrorResponse, now: Now, out: &mut Vec<Order>) -> bool {
+        let text = &error.error_message;
+        if error.r#type() != ServerErrorResponseType::Unavailable {
+            // Not sent again (opamp-spec L3471, P654): it would be refused again.
+            out.push(Order::Say(Tone::Warning, format!("the server refused a report: {text}")));
+            self.last_error = Some(format!("the server refused a report: {text}"));
+            return false;
+        }
+        let asked = error.details.as_ref().map(|details| match details {
+            Details::RetryInfo(info) => Duration::from_nanos(info.retry_after_nanoseconds),
+        });
+        let wait = backoff::throttled(asked, &mut self.jitter);
+        self.last_error = Some(format!("the server is unavailable: {text}"));
+        let text = format!("the server is unavailable ({text}); trying again in {wait:.1?}");
+        out.push(Order::Say(Tone::Warning, text));
+        self.close(now.mono.after(wait), out);
+        true
+    }
+
+    /// ReportFullState. In answer to a full report it waits for the next heartbeat: a server that always asks
+    /// must not make us talk for ever.
+    fn full_state_wanted(&mut self, answered_full: bool) {
+        match &mut self.link {
+            Link::Up(up) if answered_full => up.full_at_heartbeat = true,
+            _ => self.ledger.changed(Facets::ALL),
+        }
+    }
+
+    fn uid_offered(&mut self, offered: Option<Uid>, out: &mut Vec<Order>) {
+        let Link::Up(up) = &mut self.link else { return };
+        let Some(uid) = offered else {
+            let text = "ignored a new instance uid that is not 16 bytes, or all zero";
+            out.push(Order::Say(Tone::Warning, text.to_owned()));
+            return;
+        };
+        if uid == self.uid {
+            self.wants_uid = false;
+        } else if up.uid_changed {
+            let text = format!("ignored a second new instance uid ({uid}) on one connection");
+            out.push(Order::Say(Tone::Warning, text));
+        } else {
+            up.uid_changed = true;
+            out.push(Order::KeepUid(uid));
+        }
+    }
+
+    fn connect(&mut self, out: &mut Vec<Order>) {
+        self.link_number = self.link_number.wrapping_add(1);
+        self.link = Link::Connecting;
+        out.push(Order::Connect { link: self.link_number });
+    }
+
+    /// Says goodbye (opamp-spec L765: in the last message) and closes; afterwards waits until `then`.
+    fn close(&mut self, then: Mono, out: &mut Vec<Order>) {
+        let sequence_num = self.sequence;
+        self.sequence = self.sequence.wrapping_add(1);
+        out.push(Order::Send(Box::new(Outgoing {
+            message: AgentToServer {
+                instance_uid: self.uid.as_bytes().to_vec().into(),
+                sequence_num,
+                capabilities: self.rules.capabilities,
+                agent_disconnect: Some(AgentDisconnect {}),
+                ..AgentToServer::default()
+            },
+            effective_config: false,
+        })));
+        out.push(Order::Close);
+        self.ledger.returned();
+        self.link = Link::Closing { then };
+    }
+
+    fn lost(&mut self, up: &Up, error: LinkError, now: Now, out: &mut Vec<Order>) {
+        self.ledger.returned();
+        let settled = now.mono.since(up.since) >= SETTLED_AFTER;
+        if settled && up.proven {
+            self.failures = 0;
+        }
+        // opamp-spec L3416: reconnect at once, but never in a loop.
+        let wait = if settled && error.kind == LinkErrorKind::Failed {
+            Duration::ZERO
+        } else {
+            self.next_wait(error.kind)
+        };
+        self.fail(error.text, now.mono.after(wait), wait, out);
+    }
+
+    fn next_wait(&mut self, kind: LinkErrorKind) -> Duration {
+        if let LinkErrorKind::Throttled(asked) = kind {
+            return backoff::throttled(asked, &mut self.jitter);
+        }
+        let attempt = self.failures;
+        self.failures = self.failures.saturating_add(1);
+        backoff::full_jitter(self.rules.reconnect, attempt, &mut self.jitter)
+    }
+
+    fn fail(&mut self, text: String, until: Mono, wait: Duration, out: &mut Vec<Order>) {
+        out.push(Order::Say(Tone::Warning, format!("{text}; trying again in {wait:.1?}")));
+        self.last_error = Some(text);
+        self.wait(until);
+    }
+
+    const fn wait(&mut self, until: Mono) {
+        self.link = if self.stopping { Link::Idle } else { Link::Waiting { until } };
+    }
+
+    /// When the next heartbeat or poll is due, counted from the last message of any kind (opamp-spec L2110).
+    fn heartbeat_at(&self, up: &Up) -> Option<Mono> {
+        let interval = match self.rules.wire {
+            Wire::WebSocket => self.rules.heartbeat?,
+            Wire::Http if up.unanswered.is_some() => return None,
+            Wire::Http => self.rules.poll,
+        };
+        Some(up.last_sent?.after(interval))
+    }
+
+    /// When the silence on the link becomes suspicious, or is taken for death. Plain HTTP has time-outs of its
+    /// own on each request.
+    fn watchdog_at(&self, up: &Up) -> Option<Mono> {
+        if self.rules.wire == Wire::Http {
+            return None;
+        }
+        if let Some(pinged) = up.pinged {
+            return Some(pinged.after(self.rules.timeouts.pong));
+        }
+        if let Some(unanswered) = up.unanswered {
+            return Some(unanswered.after(self.rules.timeouts.answer));
+        }
+        let idle = up.last_sent.map_or(up.last_heard, |sent| sent.max(up.last_heard));
+        self.rules.heartbeat.is_none().then(|| idle.after(PING_WITHOUT_HEARTBEATS))
+    }
+}
+
+#[expect(clippy::cast_sign_loss, reason = "the bits are positive")]
+const fn flag(bit: ServerToAgentFlags) -> u64 {
+    bit as i32 as u64
+}
+
+#[expect(clippy::cast_sign_loss, reason = "the bits are positive")]
+const fn from_flag(bit: AgentToServerFlags) -> u64 {
+    bit as i32 as u64
+}
