@@ -1,10 +1,13 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
-use chiton_proto::{AgentDescription, AnyValue, KeyValue, RemoteConfigStatus, any_value::Value as Any};
+use chiton_proto::{
+    AgentDescription, AnyValue, KeyValue, RemoteConfigStatus, any_value::Value as Any,
+};
 
 use super::*;
 
-const ACCEPTS: u64 = AgentCapabilities::AcceptsRemoteConfig as u64 | AgentCapabilities::ReportsStatus as u64;
+const ACCEPTS: u64 =
+    AgentCapabilities::AcceptsRemoteConfig as u64 | AgentCapabilities::ReportsStatus as u64;
 const SOCKET: Link = Link::WebSocket(ConnectionId(1));
 const LATER_SOCKET: Link = Link::WebSocket(ConnectionId(2));
 const FULL: u64 = ServerToAgentFlags::ReportFullState as u64;
@@ -31,7 +34,10 @@ fn full(sequence_num: u64) -> AgentToServer {
     AgentToServer {
         sequence_num,
         capabilities: ACCEPTS,
-        agent_description: Some(AgentDescription { non_identifying_attributes, ..Default::default() }),
+        agent_description: Some(AgentDescription {
+            non_identifying_attributes,
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -41,7 +47,8 @@ fn beat(sequence_num: u64) -> AgentToServer {
 }
 
 fn status(sequence_num: u64, hash: &ConfigHash, status: RemoteConfigStatuses) -> AgentToServer {
-    let mut report = RemoteConfigStatus { last_remote_config_hash: hash.0.clone(), ..Default::default() };
+    let mut report =
+        RemoteConfigStatus { last_remote_config_hash: hash.0.clone(), ..Default::default() };
     report.set_status(status);
     AgentToServer { remote_config_status: Some(report), ..beat(sequence_num) }
 }
@@ -100,7 +107,11 @@ fn an_offer_is_made_once_a_connection_and_until_it_is_reported_over_http() {
     let mut told = |link, message| offered(&fleet.receive(uid(1), link, message, at(0)).0);
     assert_eq!(told(SOCKET, full(0)), Some(hash.clone()));
     assert_eq!(told(SOCKET, beat(1)), None, "under way");
-    assert_eq!(told(LATER_SOCKET, beat(2)), Some(hash.clone()), "the other connection may have lost it");
+    assert_eq!(
+        told(LATER_SOCKET, beat(2)),
+        Some(hash.clone()),
+        "the other connection may have lost it"
+    );
     assert_eq!(told(Link::Http, beat(3)), Some(hash.clone()));
     assert_eq!(told(Link::Http, beat(4)), Some(hash.clone()));
     assert_eq!(told(Link::Http, status(5, &hash, RemoteConfigStatuses::Applying)), None);
@@ -126,12 +137,18 @@ fn a_failed_hash_is_never_offered_again() {
     let hash = wanted.set.hash().clone();
     fleet.receive(uid(1), SOCKET, full(0), at(0));
     assert_eq!(fleet.publish(wanted.clone()).len(), 1);
-    let (_, changes) = fleet.receive(uid(1), SOCKET, status(1, &hash, RemoteConfigStatuses::Failed), at(0));
+    let (_, changes) =
+        fleet.receive(uid(1), SOCKET, status(1, &hash, RemoteConfigStatuses::Failed), at(0));
     assert_eq!(changes.failed, Some(hash));
     // Another config in between, so that the last reported hash is no longer the failed one.
     let good = config("*", "good");
     assert_eq!(fleet.publish(good.clone()).len(), 1);
-    let (_, changes) = fleet.receive(uid(1), SOCKET, status(2, good.set.hash(), RemoteConfigStatuses::Applied), at(0));
+    let (_, changes) = fleet.receive(
+        uid(1),
+        SOCKET,
+        status(2, good.set.hash(), RemoteConfigStatuses::Applied),
+        at(0),
+    );
     assert_eq!(changes.failed, None);
     assert!(fleet.publish(wanted).is_empty());
     assert_eq!(offered(&fleet.receive(uid(1), LATER_SOCKET, full(0), at(0)).0), None);
@@ -181,7 +198,9 @@ fn a_lost_push_is_offered_with_the_next_answer() {
 #[test]
 fn goodbye_and_the_end_of_the_connection_disconnect() {
     let mut fleet = fleet();
-    let connected = |fleet: &Fleet| fleet.agents().get(&uid(1)).unwrap().is_connected(at(0), Duration::from_secs(1));
+    let connected = |fleet: &Fleet| {
+        fleet.agents().get(&uid(1)).unwrap().is_connected(at(0), Duration::from_secs(1))
+    };
     fleet.receive(uid(1), SOCKET, full(0), at(0));
     assert!(connected(&fleet));
     fleet.disconnect(ConnectionId(2));
@@ -238,7 +257,8 @@ fn a_report_that_is_too_large_is_refused_and_changes_nothing() {
 #[test]
 fn heartbeats_are_written_down_now_and_then() {
     let mut fleet = fleet();
-    let mut saved = |message, time| fleet.receive(uid(1), SOCKET, message, at(time)).1.report.is_some();
+    let mut saved =
+        |message, time| fleet.receive(uid(1), SOCKET, message, at(time)).1.report.is_some();
     assert!(saved(full(0), 0));
     assert!(!saved(beat(1), 30_000));
     assert!(saved(beat(2), 60_000));
