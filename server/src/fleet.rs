@@ -184,17 +184,12 @@ impl Fleet {
             let text = format!(
                 "this agent's state would take {size} bytes, at most {MAX_KEPT_REPORT} are kept"
             );
-            return (bad_request(Some(uid), text), Changes::default());
+            return (Refusal { uid: Some(uid), text }.to_answer(), Changes::default());
         }
         if expected.is_none() {
             match self.make_room(now) {
                 Ok(forgotten) => changes.forgotten = forgotten,
-                Err(answer) => {
-                    return (
-                        ServerToAgent { instance_uid: uid.to_wire(), ..answer },
-                        Changes::default(),
-                    );
-                }
+                Err(text) => return (unavailable(uid, text), Changes::default()),
             }
         }
 
@@ -328,7 +323,7 @@ impl Fleet {
     }
 
     /// Makes sure that one more agent fits; gives the one that was forgotten for it.
-    fn make_room(&mut self, now: Moment) -> Result<Option<InstanceUid>, ServerToAgent> {
+    fn make_room(&mut self, now: Moment) -> Result<Option<InstanceUid>, String> {
         if self.agents.len() < self.max_agents {
             return Ok(None);
         }
@@ -345,10 +340,7 @@ impl Fleet {
                 self.agents.remove(&uid);
                 Ok(Some(uid))
             }
-            None => Err(unavailable(format!(
-                "{} agents are known, which is the limit",
-                self.max_agents
-            ))),
+            None => Err(format!("{} agents are known, which is the limit", self.max_agents)),
         }
     }
 
@@ -431,17 +423,27 @@ pub(crate) fn renamed(uid: InstanceUid, new: InstanceUid) -> ServerToAgent {
 }
 
 /// A message that cannot be taken, and why.
-pub(crate) fn bad_request(uid: Option<InstanceUid>, error_message: String) -> ServerToAgent {
-    let error = ServerErrorResponse { error_message, ..ServerErrorResponse::default() };
-    failure(uid, error, ServerErrorResponseType::BadRequest)
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) uid: Option<InstanceUid>,
+    pub(crate) text: String,
+}
+
+impl Refusal {
+    /// As the agent is told.
+    pub(crate) fn to_answer(&self) -> ServerToAgent {
+        let error_message = self.text.clone();
+        let error = ServerErrorResponse { error_message, ..ServerErrorResponse::default() };
+        failure(self.uid, error, ServerErrorResponseType::BadRequest)
+    }
 }
 
 /// Come back later.
-fn unavailable(error_message: String) -> ServerToAgent {
+fn unavailable(uid: InstanceUid, error_message: String) -> ServerToAgent {
     let nanos = u64::try_from(RETRY_WHEN_FULL.as_nanos()).unwrap_or(u64::MAX);
     let details = Some(Details::RetryInfo(RetryInfo { retry_after_nanoseconds: nanos }));
     let error = ServerErrorResponse { error_message, details, ..ServerErrorResponse::default() };
-    failure(None, error, ServerErrorResponseType::Unavailable)
+    failure(Some(uid), error, ServerErrorResponseType::Unavailable)
 }
 
 /// The specification leaves every field but the uid unset beside an error.

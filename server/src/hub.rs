@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::clock::Moment;
 use crate::config::{Limits, RestExposure};
-use crate::fleet::{self, Assignment, ConnectionId, Fleet, Link};
+use crate::fleet::{self, Assignment, ConnectionId, Fleet, Link, Refusal};
 use crate::journal::Journal;
 use crate::store::{Store, StoreError};
 use crate::uid::InstanceUid;
@@ -23,7 +23,7 @@ const OUTGOING_QUEUE: usize = 16;
 /// What a connection's task is asked to do.
 pub(crate) enum Outgoing {
     /// Send this.
-    Push(ServerToAgent),
+    Push(Box<ServerToAgent>),
     /// Prove that the peer is alive, then say so. Dropping the sender says that it is not.
     Probe(oneshot::Sender<()>),
     /// The peer did not answer a probe: end the connection.
@@ -107,7 +107,7 @@ impl Hub {
     }
 
     /// Answers a message that came as an HTTP request.
-    pub(crate) async fn answer_request(&self, body: Bytes) -> Result<ServerToAgent, ServerToAgent> {
+    pub(crate) async fn answer_request(&self, body: Bytes) -> Result<ServerToAgent, Refusal> {
         let (uid, message) = decode(body)?;
         if wants_uid(&message) {
             return Ok(fleet::renamed(uid, InstanceUid::generate()));
@@ -132,7 +132,9 @@ impl Hub {
         };
         for (connection, message) in pushes {
             let uid = InstanceUid::from_wire(&message.instance_uid);
-            if let (false, Some(uid)) = (self.send(connection, Outgoing::Push(message)), uid) {
+            if let (false, Some(uid)) =
+                (self.send(connection, Outgoing::Push(Box::new(message))), uid)
+            {
                 self.fleet().not_delivered(uid);
             }
         }
@@ -180,7 +182,7 @@ impl Hub {
 
 impl Line<'_> {
     /// Answers a message that came over this connection.
-    pub(crate) async fn answer(&mut self, body: Bytes) -> Result<ServerToAgent, ServerToAgent> {
+    pub(crate) async fn answer(&mut self, body: Bytes) -> Result<ServerToAgent, Refusal> {
         let (uid, message) = decode(body)?;
         if let Some(new) = self.renamed.get(&uid) {
             // It had not seen its new uid when it sent this.
@@ -192,7 +194,7 @@ impl Line<'_> {
             if self.renamed.len() >= MAX_RENAMED {
                 let text =
                     format!("at most {MAX_RENAMED} uids can be replaced over one connection");
-                return Err(fleet::bad_request(Some(uid), text));
+                return Err(Refusal { uid: Some(uid), text });
             }
             self.renamed.insert(uid, new);
             let why = if wanted { "it asked for one" } else { "another live connection holds it" };
@@ -224,16 +226,15 @@ impl Line<'_> {
 }
 
 /// The message and its uid, or the answer that says what is wrong with it.
-fn decode(body: Bytes) -> Result<(InstanceUid, AgentToServer), ServerToAgent> {
-    let message = AgentToServer::decode(body).map_err(|error| {
-        fleet::bad_request(None, format!("the message is not an AgentToServer: {error}"))
-    })?;
+fn decode(body: Bytes) -> Result<(InstanceUid, AgentToServer), Refusal> {
+    let refusal = |text| Refusal { uid: None, text };
+    let message = AgentToServer::decode(body)
+        .map_err(|error| refusal(format!("the message is not an AgentToServer: {error}")))?;
     let uid = InstanceUid::from_wire(&message.instance_uid).ok_or_else(|| {
         let length = message.instance_uid.len();
-        fleet::bad_request(
-            None,
-            format!("instance_uid must be 16 bytes that are not all zero; it has {length} bytes"),
-        )
+        refusal(format!(
+            "instance_uid must be 16 bytes that are not all zero; it has {length} bytes"
+        ))
     })?;
     Ok((uid, message))
 }

@@ -1,6 +1,6 @@
 //! `/v1/opamp`: a GET with an upgrade is a WebSocket, a POST is a report with its answer.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ async fn report(State(context): State<Context>, request: Request) -> Response {
     };
     let body = match read {
         Ok(body) => body,
-        Err(error) if error.source().is_some_and(|source| source.is::<LengthLimitError>()) => {
+        Err(error) if error.source().is_some_and(<dyn Error>::is::<LengthLimitError>) => {
             return too_large(limit);
         }
         Err(_) => return refuse(StatusCode::BAD_REQUEST, "the body was cut short"),
@@ -118,14 +118,14 @@ async fn report(State(context): State<Context>, request: Request) -> Response {
     };
     let (status, answer) = match hub.answer_request(body).await {
         Ok(answer) => (StatusCode::OK, answer),
-        Err(refusal) => (StatusCode::BAD_REQUEST, refusal),
+        Err(refusal) => (StatusCode::BAD_REQUEST, refusal.to_answer()),
     };
     let plain = answer.encode_to_vec();
-    if accepts_gzip(&head.headers) {
-        if let Some(packed) = gzip::pack(&plain) {
-            let headers = [(CONTENT_TYPE, PROTOBUF), (CONTENT_ENCODING, "gzip")];
-            return (status, headers, packed).into_response();
-        }
+    if accepts_gzip(&head.headers)
+        && let Some(packed) = gzip::pack(&plain)
+    {
+        let headers = [(CONTENT_TYPE, PROTOBUF), (CONTENT_ENCODING, "gzip")];
+        return (status, headers, packed).into_response();
     }
     (status, [(CONTENT_TYPE, PROTOBUF)], plain).into_response()
 }

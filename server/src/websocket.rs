@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::fleet;
+use crate::fleet::Refusal;
 use crate::frame;
 use crate::hub::{Hub, Line, Outgoing};
 
@@ -152,14 +152,15 @@ impl Conversation {
         let body = match frame::strip_header(message) {
             Ok(body) => body,
             Err(error) => {
-                self.reply(&fleet::bad_request(None, error.text().to_owned())).await?;
+                let refusal = Refusal { uid: None, text: error.text().to_owned() };
+                self.reply(&refusal.to_answer()).await?;
                 return Err(End::Close(Goodbye(CloseCode::Protocol, "bad message header")));
             }
         };
         match line.answer(body).await {
             Ok(answer) => self.reply(&answer).await,
             Err(refusal) => {
-                self.reply(&refusal).await?;
+                self.reply(&refusal.to_answer()).await?;
                 self.malformed = self.malformed.saturating_add(1);
                 if self.malformed < MAX_MALFORMED {
                     return Ok(());

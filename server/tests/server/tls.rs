@@ -87,7 +87,8 @@ async fn agents_speak_over_tls() {
     let directory = tempfile::tempdir().unwrap();
     let ours = authority();
     let running = server(files(directory.path(), &ours, false)).await;
-    let mut agent = upgrade(connect(&running, &ours, None).await.unwrap()).await;
+    let stream = connect(&running, &ours, None).await.unwrap();
+    let mut agent = upgrade(Box::new(stream)).await;
     assert_eq!(agent.ask(&report([1; 16], 0)).await.instance_uid[..], [1; 16]);
     assert_eq!(shown(&running, [1; 16]).await["connected"], true);
 }
@@ -99,7 +100,8 @@ async fn a_client_authority_lets_only_its_own_in() {
     let running = server(files(directory.path(), &ours, true)).await;
     assert!(is_refused(connect(&running, &ours, None).await).await, "no certificate");
     assert!(is_refused(connect(&running, &ours, Some(leaf(&theirs))).await).await, "a stranger's");
-    let mut agent = upgrade(connect(&running, &ours, Some(leaf(&ours))).await.unwrap()).await;
+    let stream = connect(&running, &ours, Some(leaf(&ours))).await.unwrap();
+    let mut agent = upgrade(Box::new(stream)).await;
     assert_eq!(agent.ask(&report([1; 16], 0)).await.error_response, None);
 }
 
