@@ -46,6 +46,8 @@ pub(crate) enum Link {
     WebSocket(ConnectionId),
     /// As a request; the answer is the only way back.
     Http,
+    /// None came since the server started; what is known comes from the store.
+    Unheard,
 }
 
 /// A config and whom it is for.
@@ -80,7 +82,7 @@ impl Agent {
             labels: view::labels(&report),
             report,
             last_seen,
-            link: Link::Http,
+            link: Link::Unheard,
             connected: false,
             failed: VecDeque::new(),
             offered: None,

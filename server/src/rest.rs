@@ -189,8 +189,9 @@ async fn publish(State(hub): State<Arc<Hub>>, request: Request) -> Result<Respon
         serde_json::from_slice(&body).map_err(|error| Failure::bad(format!("{error}; {USAGE}")))?;
     let target = Selector::parse(&new.target).map_err(Failure::bad)?;
     let files = files(new.files, new.config)?;
-    let set = ConfigSet::new(files, limits.max_config_files, limits.max_config_size)
-        .map_err(Failure::bad)?;
+    // The other half of a message is for names, types and whatever travels beside the config.
+    let max_size = limits.max_config_size.min(limits.max_message_size / 2);
+    let set = ConfigSet::new(files, limits.max_config_files, max_size).map_err(Failure::bad)?;
     let hash = set.hash().to_string();
     let published = hub.publish(Assignment { target, set, created: Moment::now() }).await;
     let published = published.map_err(|error| match error {

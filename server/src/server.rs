@@ -4,10 +4,12 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::config::{Config, RestExposure};
 use crate::hub::Hub;
@@ -15,6 +17,9 @@ use crate::listener::Listener;
 use crate::store::{Store, StoreError};
 use crate::tls::TlsError;
 use crate::{opamp, rest, tls};
+
+/// How long connections may take to end in order when the server stops.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why a server did not start.
 #[derive(Debug)]
@@ -122,8 +127,9 @@ impl Running {
             // A listener that panicked is not listening either.
             let _ = listener.await;
         }
-        // Nothing is ever sent: this is `None` once the last connection is gone.
-        let _ = self.connections.recv().await;
+        // Nothing is ever sent: this is `None` once the last connection is gone. A peer that does not read
+        // cannot hold the server up for longer than the limit.
+        let _ = timeout(STOP_LIMIT, self.connections.recv()).await;
         self.store.close().await;
     }
 }

@@ -26,7 +26,8 @@ pub(crate) struct AgentView {
     connected: bool,
     /// Silent for longer than a few heartbeats.
     stale: bool,
-    transport: &'static str,
+    /// `null` until it is heard of after a restart of the server.
+    transport: Option<&'static str>,
     last_seen: String,
     capabilities: Vec<String>,
     attributes: Value,
@@ -64,8 +65,9 @@ pub(crate) fn agent(
         connected: agent.is_connected(now, stale_after),
         stale: agent.is_stale(now, stale_after),
         transport: match agent.link {
-            Link::WebSocket(_) => "websocket",
-            Link::Http => "http",
+            Link::WebSocket(_) => Some("websocket"),
+            Link::Http => Some("http"),
+            Link::Unheard => None,
         },
         last_seen: agent.last_seen.to_string(),
         capabilities: capability_names(agent.report.capabilities),

@@ -51,7 +51,7 @@ function healthCell(agent) {
   } else {
     cell.append(make("div", "not reported", "quiet"));
   }
-  cell.append(make("small", connection + " · " + agent.transport, tone));
+  cell.append(make("small", [connection, agent.transport].filter(Boolean).join(" · "), tone));
   return cell;
 }
 
