@@ -9,6 +9,7 @@
     reason = "a test stops at what it did not expect"
 )]
 
+mod binary;
 mod client;
 mod offers;
 mod rest;
