@@ -1,0 +1,180 @@
+//! The command line.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use chiton_server::{Config, Database, RestExposure, TlsFiles};
+use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+
+const HELP: &str = "\
+chiton-server: a small OpAMP control plane
+
+Agents connect to it, report what they run and how they are, and take the configs that you push.
+
+USAGE
+  chiton-server run [OPTIONS]
+
+OPTIONS
+  --opamp ADDR:PORT   where agents connect, over WebSocket and HTTP, at the path
+                      /v1/opamp                         [default: 0.0.0.0:4320]
+  --rest ADDR:PORT    where REST and the page are     [default: 127.0.0.1:4321]
+  --rest-unsafe       let --rest be an address that other machines reach. There is
+                      no password: whoever reaches it can push configs. Put a proxy
+                      that asks for one in front.
+  --db FILE           where state is kept; :memory: keeps it nowhere
+           [default: $XDG_DATA_HOME or ~/.local/share, /chiton-server/chiton-server.db]
+  --tls-cert FILE     certificate chain for agents, PEM; with --tls-key
+  --tls-key FILE      its private key, PEM
+  --client-ca FILE    agents must show a certificate from this authority, PEM
+  -h, --help          this text
+  -V, --version       the version
+
+Port 0 takes a free port; the addresses are printed at the start. SIGINT and SIGTERM end it in order.
+
+TRY
+  chiton-server run --db :memory:
+  curl http://127.0.0.1:4321/api/v1/agents
+  curl http://127.0.0.1:4321/api/v1/config -H 'Content-Type: application/json' \\
+    -d '{\"target\": \"env=test,region=eu\", \"files\": {\"main.yaml\": \"greeting: hello\"}}'
+
+EXIT CODES
+  0 ended by a signal, in order · 1 could not start · 2 the arguments make no sense";
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Serve.
+    Run(Box<Config>),
+    /// Say this and end.
+    Print(&'static str),
+}
+
+/// Reads the arguments. The error is one line for the person who wrote them.
+pub(crate) fn parse(mut arguments: lexopt::Parser) -> Result<Command, lexopt::Error> {
+    let mut config = Config::default();
+    let (mut run, mut database) = (false, None);
+    let (mut cert, mut key, mut client_ca) = (None::<PathBuf>, None::<PathBuf>, None::<PathBuf>);
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Print(HELP)),
+            Short('V') | Long("version") => {
+                return Ok(Command::Print(concat!("chiton-server ", env!("CARGO_PKG_VERSION"))));
+            }
+            Value(word) if !run && word == "run" => run = true,
+            Long("opamp") => config.opamp = address("--opamp", arguments.value()?)?,
+            Long("rest") => config.rest = address("--rest", arguments.value()?)?,
+            Long("rest-unsafe") => config.rest_exposure = RestExposure::AnyAddress,
+            Long("db") => database = Some(named(arguments.value()?)),
+            Long("tls-cert") => cert = Some(arguments.value()?.into()),
+            Long("tls-key") => key = Some(arguments.value()?.into()),
+            Long("client-ca") => client_ca = Some(arguments.value()?.into()),
+            other => return Err(other.unexpected()),
+        }
+    }
+    if !run {
+        return Err("the command is missing: chiton-server run, or --help".into());
+    }
+    config.tls = match (cert, key, client_ca) {
+        (Some(cert), Some(key), client_ca) => Some(TlsFiles { cert, key, client_ca }),
+        (None, None, None) => None,
+        (None, None, Some(_)) => return Err("--client-ca needs --tls-cert and --tls-key".into()),
+        _ => return Err("--tls-cert and --tls-key go together".into()),
+    };
+    config.database = match database {
+        Some(database) => database,
+        None => default_database(env::var_os("XDG_DATA_HOME"), env::var_os("HOME"))?,
+    };
+    Ok(Command::Run(Box::new(config)))
+}
+
+fn address(option: &str, value: OsString) -> Result<SocketAddr, lexopt::Error> {
+    let text = value.string()?;
+    text.parse().map_err(|_| {
+        format!("{option} {text:?}: it must be ADDRESS:PORT, such as 127.0.0.1:4320 or [::]:4320")
+            .into()
+    })
+}
+
+fn named(value: OsString) -> Database {
+    if value == OsStr::new(":memory:") { Database::Memory } else { Database::File(value.into()) }
+}
+
+/// In the user's data directory; as the XDG rules say, a relative one does not count.
+fn default_database(
+    data_home: Option<OsString>,
+    home: Option<OsString>,
+) -> Result<Database, lexopt::Error> {
+    let absolute =
+        |path: Option<OsString>| path.map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute(data_home).or_else(|| absolute(home).map(|home| home.join(".local/share")));
+    let base = base
+        .ok_or("neither XDG_DATA_HOME nor HOME is set: say where state is kept with --db FILE")?;
+    Ok(Database::File(base.join("chiton-server/chiton-server.db")))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at what it did not expect")]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Config, String> {
+        match parse(lexopt::Parser::from_args(words)) {
+            Ok(Command::Run(config)) => Ok(*config),
+            Ok(Command::Print(text)) => panic!("printed {text}"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn options_reach_the_config() {
+        let words =
+            ["run", "--opamp", "[::1]:1", "--rest=0.0.0.0:2", "--rest-unsafe", "--db", ":memory:"];
+        let config = parsed(&words).unwrap();
+        assert_eq!(config.opamp.to_string(), "[::1]:1");
+        assert_eq!(config.rest.to_string(), "0.0.0.0:2");
+        assert_eq!(config.rest_exposure, RestExposure::AnyAddress);
+        assert_eq!(config.database, Database::Memory);
+        assert_eq!(config.tls, None);
+        let config =
+            parsed(&["run", "--db", "f", "--tls-cert", "c", "--tls-key", "k", "--client-ca", "a"])
+                .unwrap();
+        assert_eq!(config.database, Database::File("f".into()));
+        assert_eq!(config.tls.unwrap().client_ca, Some("a".into()));
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        for (words, part) in [
+            (&[][..], "command is missing"),
+            (&["walk"], "walk"),
+            (&["run", "run"], "run"),
+            (&["run", "--fast"], "--fast"),
+            (&["run", "--opamp", "4320"], "ADDRESS:PORT"),
+            (&["run", "--opamp"], "--opamp"),
+            (&["run", "--tls-cert", "c"], "go together"),
+            (&["run", "--client-ca", "c"], "needs --tls-cert"),
+        ] {
+            let error = parsed(words).unwrap_err();
+            assert!(error.contains(part), "{words:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_database_is_in_the_data_directory() {
+        let of = |data: Option<&str>, home: Option<&str>| {
+            default_database(data.map(Into::into), home.map(Into::into))
+        };
+        let file = |path: &str| Database::File(path.into());
+        assert_eq!(
+            of(Some("/data"), Some("/home/u")).unwrap(),
+            file("/data/chiton-server/chiton-server.db")
+        );
+        assert_eq!(
+            of(Some("rel"), Some("/home/u")).unwrap(),
+            file("/home/u/.local/share/chiton-server/chiton-server.db")
+        );
+        assert!(of(None, None).is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! What the server is told at its start, and its named bounds.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::journal::Journal;
+
+/// Where OpAMP is spoken by default.
+const OPAMP_PORT: u16 = 4320;
+/// Where REST is spoken by default.
+const REST_PORT: u16 = 4321;
+
+/// Everything [`Server::start`](crate::Server::start) needs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where agents connect. Port 0 takes a free one.
+    pub opamp: SocketAddr,
+    /// Where REST and the page are served. Port 0 takes a free one.
+    pub rest: SocketAddr,
+    /// Whether `rest` may be an address that other machines reach.
+    pub rest_exposure: RestExposure,
+    /// Where state is kept.
+    pub database: Database,
+    /// TLS for agents; `None` speaks plain text.
+    pub tls: Option<TlsFiles>,
+    /// Where the server writes what happens.
+    pub journal: Journal,
+    /// Bounds that an operator may want to change.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    /// OpAMP on every address, REST on loopback, state in memory, no TLS.
+    fn default() -> Self {
+        Self {
+            opamp: SocketAddr::from((Ipv4Addr::UNSPECIFIED, OPAMP_PORT)),
+            rest: SocketAddr::from((Ipv4Addr::LOCALHOST, REST_PORT)),
+            rest_exposure: RestExposure::LoopbackOnly,
+            database: Database::Memory,
+            tls: None,
+            journal: Journal::Stderr,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Who may reach REST. It has no authentication yet, so this is its only guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestExposure {
+    /// The address must be a loopback one, and requests must name the server by a loopback name.
+    LoopbackOnly,
+    /// Any address and any name: whoever reaches the port can push configs.
+    AnyAddress,
+}
+
+/// Where state is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// Nowhere: it ends with the server.
+    Memory,
+    /// In this SQLite file, made when absent.
+    File(PathBuf),
+}
+
+/// The PEM files of the OpAMP listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate chain, leaf first.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// When given, agents must present a certificate from one of these authorities.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Bounds with their defaults.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest OpAMP message, each way, after decompression: 4 MiB.
+    pub max_message_size: usize,
+    /// Agents known at once: 10,000. One that was not seen for an hour makes room for a new one.
+    pub max_agents: usize,
+    /// Largest sum of names and bodies in one config: 1 MiB.
+    pub max_config_size: usize,
+    /// Files in one config: 32.
+    pub max_config_files: usize,
+    /// How long an older connection may take to prove that it lives when a second one claims its uid: 3 s.
+    pub duplicate_probe: Duration,
+    /// An agent that was not heard of for so long is shown as stale: 90 s, three heartbeats.
+    pub stale_after: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_message_size: 4 << 20,
+            max_agents: 10_000,
+            max_config_size: 1 << 20,
+            max_config_files: 32,
+            duplicate_probe: Duration::from_secs(3),
+            stale_after: Duration::from_secs(90),
+        }
+    }
+}
