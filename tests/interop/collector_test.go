@@ -167,7 +167,7 @@ func TestCollectorRefusesBadConfig(t *testing.T) {
 	overEach(t, agentTransports, func(t *testing.T, row transport) {
 		c := startCollector(t, row)
 		port, portC := freePort(t), freePort(t)
-		c.server.awaitMessage(0, "the first report", any_)
+		c.server.awaitMessage(0, "the first report", anything)
 		c.apply("config B", c.config(port))
 		pid := c.agent.workload()
 		calls := c.validations()
@@ -194,7 +194,7 @@ func TestCollectorRefusesBadConfig(t *testing.T) {
 			offers++
 		})
 		c.server.await("three more offers of config C", func() bool { return offers >= 3 })
-		_, at = c.server.awaitMessage(c.server.mark(), "a heartbeat after them", any_)
+		_, at = c.server.awaitMessage(c.server.mark(), "a heartbeat after them", anything)
 		c.server.setAnswer(nil)
 		if now := c.validations(); now != calls+1 {
 			t.Errorf("config C was tried %d times, want once", now-calls)
@@ -202,7 +202,7 @@ func TestCollectorRefusesBadConfig(t *testing.T) {
 		c.unharmed(pid, port, "config B")
 
 		// It is still open to better ones.
-		c.server.awaitMessage(at, "a heartbeat", any_)
+		c.server.awaitMessage(at, "a heartbeat", anything)
 		next := freePort(t)
 		c.apply("config D", c.config(next))
 		c.serves(next, "span for D")
@@ -232,7 +232,7 @@ func TestCollectorFailsItsGateAndGoesBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer taken.Close()
-		c.server.awaitMessage(0, "the first report", any_)
+		c.server.awaitMessage(0, "the first report", anything)
 		c.apply("good", c.config(port))
 		c.server.awaitHealth(0, true)
 
@@ -260,7 +260,7 @@ func TestCollectorIsKilled(t *testing.T) {
 	overEach(t, agentTransports, func(t *testing.T, row transport) {
 		c := startCollector(t, row)
 		port := freePort(t)
-		c.server.awaitMessage(0, "the first report", any_)
+		c.server.awaitMessage(0, "the first report", anything)
 		c.apply("config A", c.config(port))
 		_, at := c.server.awaitHealth(0, true)
 		at = max(at, c.server.mark())
@@ -286,13 +286,13 @@ func TestCollectorAfterRestartOfChiton(t *testing.T) {
 	overEach(t, agentTransports, func(t *testing.T, row transport) {
 		c := startCollector(t, row)
 		port := freePort(t)
-		c.server.awaitMessage(0, "the first report", any_)
+		c.server.awaitMessage(0, "the first report", anything)
 		c.apply("config A", c.config(port))
 		c.agent.stop()
 		closedPort(t, port)
 		at := c.server.mark()
 		c.agent.start()
-		first, _ := c.server.awaitMessage(at, "the first report after the restart", any_)
+		first, _ := c.server.awaitMessage(at, "the first report after the restart", anything)
 		status := first.RemoteConfigStatus
 		if status == nil || string(status.LastRemoteConfigHash) != "config A" || status.Status != applied {
 			t.Errorf("the first report after the restart says %v, want config A APPLIED", status)

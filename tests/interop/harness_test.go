@@ -14,7 +14,7 @@ import (
 
 // The server of these tests against opamp-go's own client, so that a failure elsewhere is chiton's.
 func TestHarness(t *testing.T) {
-	overEach(t, []transport{ws, wss, http_, https}, func(t *testing.T, row transport) {
+	overEach(t, []transport{ws, wss, plain, plainTLS}, func(t *testing.T, row transport) {
 		s := newServer(t, row)
 		interval := 200 * time.Millisecond
 		start := types.StartSettings{

@@ -30,13 +30,13 @@ type transport struct {
 }
 
 var (
-	ws    = transport{scheme: "ws"}
-	wss   = transport{scheme: "wss", secure: true}
-	http_ = transport{scheme: "http", polling: true}
-	https = transport{scheme: "https", secure: true, polling: true}
+	ws       = transport{scheme: "ws"}
+	wss      = transport{scheme: "wss", secure: true}
+	plain    = transport{scheme: "http", polling: true}
+	plainTLS = transport{scheme: "https", secure: true, polling: true}
 )
 
-// agentTransports are those that chiton speaks today; http_ and https join them with plain HTTP.
+// agentTransports are those that chiton speaks today; plain and plainTLS are two more rows here.
 var agentTransports = []transport{ws, wss}
 
 func overEach(t *testing.T, rows []transport, test func(*testing.T, transport)) {

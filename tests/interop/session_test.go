@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-func any_(received) bool { return true }
+func anything(received) bool { return true }
 
 func nothing(*settings) {}
 
@@ -32,7 +32,7 @@ func TestFirstReportIsFull(t *testing.T) {
 	overEach(t, agentTransports, func(t *testing.T, row transport) {
 		s := newServer(t, row)
 		a := startAgent(t, s, nothing)
-		first, _ := s.awaitMessage(0, "the first report", any_)
+		first, _ := s.awaitMessage(0, "the first report", anything)
 		if first.SequenceNum != 0 {
 			t.Errorf("sequence_num %d, want 0", first.SequenceNum)
 		}
@@ -103,12 +103,16 @@ func TestHeartbeats(t *testing.T) {
 	overEach(t, agentTransports, func(t *testing.T, row transport) {
 		s := newServer(t, row)
 		a := startAgent(t, s, nothing)
-		_, at := s.awaitMessage(0, "the first report", any_)
+		// Health settles; from the first heartbeat on nothing changes, and nothing else is said.
+		_, at := s.awaitMessage(0, "a heartbeat", isHeartbeat)
 		const n = 5
 		var beats []received
 		for range n {
 			var m received
-			m, at = s.awaitMessage(at, "a heartbeat", isHeartbeat)
+			m, at = s.awaitMessage(at, "another heartbeat", anything)
+			if rest := beyondHeartbeat(m.AgentToServer); rest != "" {
+				t.Errorf("a heartbeat holds %s", rest)
+			}
 			beats = append(beats, m)
 			// The payload of the WebSocket frame: a zero byte and the message.
 			if size := proto.Size(m.AgentToServer) + 1; size > 32 {
@@ -142,7 +146,7 @@ func TestReportFullStateInEachAnswer(t *testing.T) {
 			reply.Flags |= uint64(protobufs.ServerToAgentFlags_ServerToAgentFlags_ReportFullState)
 		})
 		a := startAgent(t, s, nothing)
-		_, at := s.awaitMessage(0, "the first report", any_)
+		_, at := s.awaitMessage(0, "the first report", anything)
 		const n = 5
 		var full []received
 		for range n {
@@ -161,7 +165,7 @@ func TestServerGivesInstanceUid(t *testing.T) {
 	overEach(t, agentTransports, func(t *testing.T, row transport) {
 		s := newServer(t, row)
 		a := startAgent(t, s, nothing)
-		first, _ := s.awaitMessage(0, "the first report", any_)
+		first, _ := s.awaitMessage(0, "the first report", anything)
 		_, at := s.awaitMessage(0, "a heartbeat", isHeartbeat)
 		given := []byte{1, 0x99, 3, 4, 5, 6, 0x77, 8, 0x89, 10, 11, 12, 13, 14, 15, 16}
 		s.offer(&protobufs.ServerToAgent{AgentIdentification: &protobufs.AgentIdentification{NewInstanceUid: given}})
@@ -182,7 +186,7 @@ func TestServerGivesInstanceUid(t *testing.T) {
 		}
 		at = s.mark()
 		a.start()
-		again, _ := s.awaitMessage(at, "the first report after a restart", any_)
+		again, _ := s.awaitMessage(at, "the first report after a restart", anything)
 		if !bytes.Equal(again.InstanceUid, given) {
 			t.Errorf("after a restart the uid is %x, want %x", again.InstanceUid, given)
 		}
@@ -246,7 +250,7 @@ func TestEmptyConfigWithoutLocalConfig(t *testing.T) {
 		s := newServer(t, row)
 		port := freePort(t)
 		a := startAgent(t, s, servesConfig(t, port))
-		_, at := s.awaitMessage(0, "the first report", any_)
+		_, at := s.awaitMessage(0, "the first report", anything)
 		s.offer(remoteConfig("empty", map[string]string{"": ""}))
 		status, at := s.awaitStatus(at, "empty", failed)
 		if !strings.Contains(status.ErrorMessage, "empty config") {
@@ -270,7 +274,7 @@ func TestEmptyConfigOverLocalConfig(t *testing.T) {
 			servesConfig(t, port)(set)
 			set.LocalConfig = "who: local\n"
 		})
-		_, at := s.awaitMessage(0, "the first report", any_)
+		_, at := s.awaitMessage(0, "the first report", anything)
 		s.offer(remoteConfig("empty", map[string]string{"": ""}))
 		_, at = s.awaitStatus(at, "empty", applied)
 		awaitServed(t, port, "who: local")
