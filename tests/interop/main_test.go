@@ -103,11 +103,19 @@ func freePort(t *testing.T) int {
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", ports.next))
 		if err == nil {
 			l.Close()
+			awaitForks()
 			return ports.next
 		}
 	}
 	t.Fatal("no free port below the ephemeral range")
 	return 0
+}
+
+// awaitForks waits until no child of ours is between fork and exec. Such a child still holds copies
+// of our listeners: a port that was closed meanwhile is free only when it has let go of them.
+func awaitForks() {
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock() // the wait is all that is wanted
 }
 
 // eventually polls what no channel tells of: a port, a file, a process.

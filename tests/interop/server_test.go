@@ -147,6 +147,7 @@ func (s *opampServer) start() {
 // stop is a server that falls over: nobody says goodbye.
 func (s *opampServer) stop() {
 	_ = s.listening.Close()
+	awaitForks()
 	s.mu.Lock()
 	open := make([]types.Connection, 0, len(s.live))
 	for c := range s.live {
