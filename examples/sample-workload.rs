@@ -69,7 +69,9 @@ fn read(file: &str) -> Result<Settings, String> {
                 settings.crash = value.parse().map_err(|_| fault("crash must be true or false"))?
             }
             other => {
-                return Err(fault(&format!("unknown key {other}; known are greeting, port, crash")));
+                return Err(fault(&format!(
+                    "unknown key {other}; known are greeting, port, crash"
+                )));
             }
         }
     }

@@ -9,3 +9,4 @@ pub mod net;
 pub mod reactor;
 pub mod secret;
 pub mod settings;
+pub mod transport;

@@ -221,7 +221,7 @@ impl Config {
             has_checks: !settings.health.checks.is_empty(),
             check_interval: settings.health.check_interval,
             attributes: Attributes::new(settings, host),
-            bounds: Bounds { max_message: server.max_message_size, ..Bounds::default() },
+            bounds: Bounds { max_message: server.max_message_size },
         }
     }
 }

@@ -1,0 +1,181 @@
+//! HTTP/1.1 heads: a request's out, a response's in, within bounds.
+//!
+//! hyper would bring tokio into the tree (its `sync` half), so only the grammar is a library's: httparse.
+
+use core::fmt::Write as _;
+
+use smol::io::{AsyncRead, AsyncReadExt};
+
+use super::LinkError;
+use crate::agent::session::LinkErrorKind;
+use crate::clock::Wall;
+use crate::secret::Secret;
+use crate::transport::retry_after;
+
+/// Largest response head, bytes.
+pub const MAX_HEAD: usize = 16 * 1024;
+/// Most headers in a response.
+pub const MAX_HEADERS: usize = 64;
+/// Bytes read at once while looking for the end of a head.
+const CHUNK: usize = 1024;
+
+/// The head of a response.
+#[derive(Debug)]
+pub struct Head {
+    /// 100 to 999.
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    /// Bytes that came behind the head.
+    pub rest: Vec<u8>,
+}
+
+impl Head {
+    /// The first header of that name.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Whether a header that is a list of tokens holds this one, in any of its lines: proxies join and split them.
+    #[must_use]
+    pub fn has_token(&self, name: &str, token: &str) -> bool {
+        self.headers
+            .iter()
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+            .flat_map(|(_, value)| value.split(','))
+            .any(|found| found.trim().eq_ignore_ascii_case(token))
+    }
+
+    /// The error for a status that is not the one hoped for: says what a person should look at, and keeps what
+    /// the server asked of the next attempt.
+    #[must_use]
+    pub fn refusal(&self, of: &str, now: Wall) -> LinkError {
+        let advice = match self.status {
+            301 | 302 | 303 | 307 | 308 => " (a redirect)",
+            401 => ": the credentials are missing or wrong; look at opamp.server.headers",
+            403 => ": the credentials are not allowed to connect",
+            404 => ": the path of the endpoint is wrong",
+            407 => ": a proxy demands credentials",
+            413 => ": the message is larger than the server takes",
+            426 => ": the server does not take this transport",
+            429 => ": too many requests",
+            503 => ": the server is overloaded",
+            _ => "",
+        };
+        let asked = self.header("Retry-After").and_then(|value| retry_after::parse(value, now));
+        let kind = match self.status {
+            429 | 503 => LinkErrorKind::Throttled(asked),
+            _ => LinkErrorKind::Failed,
+        };
+        LinkError { text: format!("{of}: the server answered {}{advice}", self.status), kind }
+    }
+}
+
+/// A request head. The values of `headers` have been checked by the settings.
+#[must_use]
+pub fn request(
+    method: &str,
+    target: &str,
+    host: &str,
+    own: &[(&str, &str)],
+    headers: &[(String, Secret<String>)],
+) -> String {
+    let mut head = String::new();
+    // Writing to a String cannot fail.
+    let _ = write!(head, "{method} {target} HTTP/1.1\r\nHost: {host}\r\n");
+    let _ = write!(head, "User-Agent: chiton/{}\r\n", env!("CARGO_PKG_VERSION"));
+    for (name, value) in own {
+        let _ = write!(head, "{name}: {value}\r\n");
+    }
+    for (name, value) in headers {
+        let _ = write!(head, "{name}: {}\r\n", value.expose());
+    }
+    head.push_str("\r\n");
+    head
+}
+
+/// Reads a head, and whatever came in the same bytes.
+///
+/// # Errors
+/// One line that says what was wrong with it: too long, not HTTP, or the connection ended.
+pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Result<Head, String> {
+    let mut bytes = Vec::with_capacity(CHUNK);
+    loop {
+        let start = bytes.len();
+        bytes.resize(start.saturating_add(CHUNK), 0);
+        let space = bytes.get_mut(start..).unwrap_or_default();
+        let got = stream.read(space).await.map_err(|error| error.to_string())?;
+        bytes.truncate(start.saturating_add(got));
+        if got == 0 {
+            return Err("the connection ended before an answer".to_owned());
+        }
+        if let Some(head) = parse(&bytes)? {
+            return Ok(head);
+        }
+        if bytes.len() >= MAX_HEAD {
+            return Err(format!("the head of the answer is longer than {MAX_HEAD} bytes"));
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    let length = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(format!("the answer is not HTTP: {error}")),
+    };
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    let headers =
+        response.headers.iter().map(|header| (header.name.to_owned(), text(header.value)));
+    Ok(Some(Head {
+        status: response.code.unwrap_or_default(),
+        headers: headers.collect(),
+        rest: bytes.get(length..).unwrap_or_default().to_vec(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use core::time::Duration;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Head, String> {
+        smol::future::block_on(read_head(&mut smol::io::Cursor::new(bytes.to_vec())))
+    }
+
+    #[test]
+    fn reads_a_head_and_keeps_what_follows() {
+        let head = read(b"HTTP/1.1 101 Switching\r\nUpgrade: WebSocket\r\nconnection: keep-alive, Upgrade\r\n\r\n\x82\x00")
+            .unwrap();
+        assert_eq!((head.status, head.rest.as_slice()), (101, &b"\x82\x00"[..]));
+        assert!(head.has_token("Connection", "upgrade"));
+        assert!(!head.has_token("Connection", "close"));
+        assert_eq!(head.header("upgrade"), Some("WebSocket"));
+    }
+
+    #[test]
+    fn refuses_what_is_no_head() {
+        assert!(read(b"").unwrap_err().contains("ended"));
+        assert!(read(b"HTTP/1.1 200 OK\r\nA: b").unwrap_err().contains("ended"));
+        assert!(read(b"SSH-2.0-OpenSSH_9.6\r\n\r\n").unwrap_err().contains("not HTTP"));
+        let long = [b"HTTP/1.1 200 OK\r\nA: ".as_slice(), &vec![b'x'; 2 * MAX_HEAD]].concat();
+        assert!(read(&long).unwrap_err().contains("longer than"));
+        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(MAX_HEADERS + 1));
+        assert!(read(many.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_refusal_keeps_what_the_server_asked_for() {
+        let head = read(b"HTTP/1.1 503 No\r\nRetry-After: 90\r\n\r\n").unwrap();
+        let refusal = head.refusal("ws://x", Wall::default());
+        assert_eq!(refusal.kind, LinkErrorKind::Throttled(Some(Duration::from_secs(90))));
+        let head = read(b"HTTP/1.1 401 No\r\n\r\n").unwrap();
+        assert_eq!(head.refusal("ws://x", Wall::default()).kind, LinkErrorKind::Failed);
+    }
+}
