@@ -1,3 +1,7 @@
 //! The `chiton` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(chiton::cli::main(std::env::args_os().skip(1)))
+}

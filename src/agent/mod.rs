@@ -9,6 +9,7 @@ pub mod bounds;
 pub mod capabilities;
 //pub mod configset;
 pub mod health;
+pub mod identity;
 //mod merge;
 //pub mod redact;
 pub mod report;
@@ -274,7 +275,9 @@ fn string(key: &str, value: &str) -> KeyValue {
 /// The core of one agent.
 #[derive(Clone, Debug)]
 pub struct Agent {
-    session: Session,
+    /// [`None`] until the uid is known.
+    session: Option<Session>,
+    seed: u64,
     /// All but the session: what reports are made of.
     state: Managed,
     /// As it was when it was last compared.
@@ -321,8 +324,8 @@ impl Managed {
 /// A view of the agent for `chiton status`.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The instance uid.
-    pub uid: Uid,
+    /// The instance uid, once it is known.
+    pub uid: Option<Uid>,
     /// The connection.
     pub link: LinkState,
     /// Why it last failed.
@@ -344,11 +347,12 @@ pub struct Snapshot {
 }
 
 impl Agent {
-    /// An agent that has not begun: `uid` and `memory` are what the store has, `seed` feeds the jitter.
+    /// An agent that has not begun: `memory` is what the store has, `seed` feeds the jitter.
     #[must_use]
-    pub fn new(config: Config, uid: Uid, memory: Memory, seed: u64, now: Now) -> Self {
+    pub fn new(config: Config, memory: Memory, seed: u64, now: Now) -> Self {
         Self {
-            session: Session::new(config.session, uid, seed),
+            session: None,
+            seed,
             state: Managed {
                 rollout: Rollout::new(config.rollback, memory),
                 workload: config.workload.map(Supervision::new),
@@ -375,10 +379,11 @@ impl Agent {
     }
 
     /// Opens the session: the uid is known and the credentials can be read.
-    pub fn connect(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let mut orders = Vec::new();
-        self.session.start(&mut orders);
-        carry_out_session(orders, actions);
+    pub fn connect(&mut self, uid: Uid, now: Now, actions: &mut Vec<Action>) {
+        if self.session.is_none() && !self.shutting_down {
+            self.session = Some(Session::new(self.state.config.session, uid, self.seed));
+            self.on_session(actions, Session::start);
+        }
         self.settle(now, actions);
     }
 
@@ -393,7 +398,7 @@ impl Agent {
                 self.on_session(actions, |session, out| session.link_down(link, error, now, out));
             }
             Event::Received { link, bytes } => self.received(link, &bytes, now, actions),
-            Event::Pong { link } => self.session.pong(link, now),
+            Event::Pong { link } => self.on_session(actions, |session, _| session.pong(link, now)),
             Event::UidKept { uid, error } => {
                 self.on_session(actions, |session, out| {
                     session.uid_kept(uid, error.as_deref(), out);
@@ -414,7 +419,7 @@ impl Agent {
             }
             Event::Activated(result) => {
                 self.on_rollout(now, actions, |rollout, out| rollout.activated(result, out));
-                self.session.changed(Facets::EFFECTIVE_CONFIG);
+                self.changed(Facets::EFFECTIVE_CONFIG);
             }
             Event::Remembered(result) => {
                 self.on_rollout(now, actions, |rollout, out| rollout.remembered(result, out));
@@ -447,7 +452,8 @@ impl Agent {
     pub fn deadline(&self) -> Option<Mono> {
         let workload = self.state.workload.as_ref().and_then(Supervision::deadline);
         let check = self.next_check.filter(|_| self.checks_run());
-        [self.session.deadline(), self.state.rollout.deadline(), workload, check]
+        let session = self.session.as_ref().and_then(Session::deadline);
+        [session, self.state.rollout.deadline(), workload, check]
             .into_iter()
             .flatten()
             .min()
@@ -458,10 +464,10 @@ impl Agent {
     pub fn snapshot(&self) -> Snapshot {
         let workload = self.state.workload.as_ref();
         Snapshot {
-            uid: self.session.uid(),
-            link: self.session.link_state(),
-            link_error: self.session.last_error().map(str::to_owned),
-            capabilities: self.session.capabilities(),
+            uid: self.session.as_ref().map(Session::uid),
+            link: self.session.as_ref().map_or(LinkState::Idle, Session::link_state),
+            link_error: self.session.as_ref().and_then(Session::last_error).map(str::to_owned),
+            capabilities: self.capabilities(),
             health: self.state.health(),
             remote_config: self.state.remote_config_status(),
             phase: self.state.rollout.phase(),
@@ -505,7 +511,7 @@ impl Agent {
     fn command(&mut self, message: &ServerToAgent, actions: &mut Vec<Action>) {
         let known = message.command.as_ref().map(|command| CommandType::try_from(command.r#type));
         let accepted = capabilities::has(
-            self.session.capabilities(),
+            self.capabilities(),
             AgentCapabilities::AcceptsRestartCommand,
         );
         match known {
@@ -525,7 +531,7 @@ impl Agent {
 
     fn offers(&mut self, message: ServerToAgent, now: Now, actions: &mut Vec<Action>) {
         let Some(offer) = message.remote_config else { return };
-        if !capabilities::has(self.session.capabilities(), AgentCapabilities::AcceptsRemoteConfig) {
+        if !capabilities::has(self.capabilities(), AgentCapabilities::AcceptsRemoteConfig) {
             // opamp-spec L665: what we have no capability for is ignored.
             let text = "ignored a remote configuration: accepts_remote_config is off".to_owned();
             actions.push(Action::Log(Tone::Warning, text));
@@ -603,13 +609,15 @@ impl Agent {
         let health = self.state.health();
         if self.health != health {
             self.health = health;
-            self.session.changed(Facets::HEALTH);
+            self.changed(Facets::HEALTH);
         }
-        let mut orders = Vec::new();
-        self.session.flush(&self.state, now, &mut orders);
-        carry_out_session(orders, actions);
+        if let Some(session) = &mut self.session {
+            let mut orders = Vec::new();
+            session.flush(&self.state, now, &mut orders);
+            carry_out_session(orders, actions);
+        }
         let down = self.state.workload.as_ref().is_none_or(Supervision::is_down);
-        if self.shutting_down && self.session.is_over() && down {
+        if self.shutting_down && self.session.as_ref().is_none_or(Session::is_over) && down {
             actions.push(Action::Exit);
         }
     }
@@ -659,9 +667,21 @@ impl Agent {
         actions: &mut Vec<Action>,
         act: impl FnOnce(&mut Session, &mut Vec<session::Order>),
     ) {
+        let Some(session) = &mut self.session else { return };
         let mut orders = Vec::new();
-        act(&mut self.session, &mut orders);
+        act(session, &mut orders);
         carry_out_session(orders, actions);
+    }
+
+    fn changed(&mut self, facets: Facets) {
+        if let Some(session) = &mut self.session {
+            session.changed(facets);
+        }
+    }
+
+    /// The capability bits that are sent.
+    const fn capabilities(&self) -> u64 {
+        self.state.config.session.capabilities
     }
 
     fn on_workload(
@@ -687,7 +707,7 @@ impl Agent {
     ) {
         let mut orders = Vec::new();
         if act(&mut self.state.rollout, &mut orders) {
-            self.session.changed(Facets::REMOTE_CONFIG_STATUS);
+            self.changed(Facets::REMOTE_CONFIG_STATUS);
         }
         self.carry_out_rollout(orders, now, actions);
     }

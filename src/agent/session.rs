@@ -262,12 +262,6 @@ impl Session {
         self.uid
     }
 
-    /// The capability bits that are sent.
-    #[must_use]
-    pub const fn capabilities(&self) -> u64 {
-        self.rules.capabilities
-    }
-
     /// How the connection is.
     #[must_use]
     pub const fn link_state(&self) -> LinkState {

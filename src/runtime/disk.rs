@@ -1,0 +1,39 @@
+//! The store's work, one piece at a time, off the main thread.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use chiton_proto::AgentConfigMap;
+use smol::channel::Receiver;
+
+use super::Inbox;
+use crate::agent::Event;
+use crate::agent::identity::Kept;
+use crate::agent::rollout::{Digest, Generation, Memory};
+use crate::store::Store;
+
+/// One piece of work.
+pub(super) enum Job {
+    KeepUid(Kept),
+    Stage { offer: Option<AgentConfigMap>, known: Vec<Digest> },
+    Activate(Option<Generation>),
+    Remember(Memory),
+}
+
+/// Works until the runtime is gone. The order of the jobs is the order on the disk.
+pub(super) async fn work(store: Arc<Store>, jobs: Receiver<Job>, inbox: Rc<Inbox>) {
+    while let Ok(job) = jobs.recv().await {
+        let store = Arc::clone(&store);
+        let event = smol::unblock(move || carry_out(&store, job)).await;
+        inbox.put(event).await;
+    }
+}
+
+fn carry_out(store: &Store, job: Job) -> Event {
+    match job {
+        Job::KeepUid(kept) => Event::UidKept { uid: kept.uid, error: store.keep_uid(&kept).err() },
+        Job::Stage { offer, known } => Event::Staged(store.stage(offer.as_ref(), &known)),
+        Job::Activate(generation) => Event::Activated(store.activate(generation)),
+        Job::Remember(memory) => Event::Remembered(store.remember(&memory)),
+    }
+}

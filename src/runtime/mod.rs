@@ -1,0 +1,563 @@
+//! The loop that joins them: events into the core, its actions out to the executors.
+//!
+//! One local executor on the main thread. What blocks (disk, names, PEM files) goes to a pool of at most two
+//! threads that end when they have nothing to do.
+
+mod disk;
+mod link;
+mod socket;
+
+use core::time::Duration;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use smol::LocalExecutor;
+use smol::channel::{Receiver, Sender, bounded};
+
+use crate::agent::identity::{self, Choice, Kept};
+use crate::agent::session::Tone;
+use crate::agent::uid::Uid;
+use crate::agent::{Action, Agent, Config, Event};
+use crate::clock::{self, Mono, Now};
+use crate::host;
+use crate::log::Log;
+use crate::reactor::{self, Io, Timer};
+use crate::settings::{Apply, Level, Loaded, Owner, Settings};
+use crate::status::{self, Surroundings};
+use crate::store::Store;
+use crate::transport::tls::Factory;
+use crate::workload::{Child, Identity, Outcome, Spec, check, command, placeholders};
+use link::{Link, Links, Task};
+
+/// Inputs that may wait for the core; whoever has one more waits himself.
+const INBOX: usize = 32;
+/// Jobs for the disk: the life cycle has one at a time, a uid and a record may come between.
+const JOBS: usize = 8;
+/// A dry run or an apply command may take so long.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Without random numbers at boot, ask again after so long.
+const ENTROPY_PAUSE: Duration = Duration::from_secs(1);
+/// How an orderly end is bounded, beside `stop_timeout`.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// Why `run` could not go on.
+#[derive(Debug)]
+pub struct Fatal(pub String);
+
+/// Where everything that happens goes.
+struct Inbox {
+    inputs: Sender<Input>,
+}
+
+enum Input {
+    Event(Event),
+    Log(Tone, String),
+    Status(UnixStream),
+    Signal(u8),
+    /// Random numbers are there at last: a uid can be made.
+    Entropy,
+}
+
+impl Inbox {
+    async fn input(&self, input: Input) {
+        // The receiver outlives every task but at the very end, when nothing matters any more.
+        let _ = self.inputs.send(input).await;
+    }
+
+    async fn put(&self, event: Event) {
+        self.input(Input::Event(event)).await;
+    }
+
+    async fn log(&self, tone: Tone, text: String) {
+        self.input(Input::Log(tone, text)).await;
+    }
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot begin: the state directory is another agent's, or the kernel refuses what it needs.
+pub fn run(loaded: Loaded, log: Log) -> Result<(), Fatal> {
+    let executor = Rc::new(LocalExecutor::new());
+    let (inputs, received) = bounded(INBOX);
+    let inbox = Rc::new(Inbox { inputs });
+    let signals = signals().map_err(|error| Fatal(format!("signals: {error}")))?;
+    let mut runtime = Runtime::new(loaded, log, Rc::clone(&executor), Rc::clone(&inbox))?;
+    let main = async {
+        let watching = executor.spawn(watch_signals(signals, Rc::clone(&inbox)));
+        runtime.begin();
+        runtime.serve(received).await;
+        drop(watching);
+    };
+    reactor::block_on(executor.run(main)).map_err(|error| Fatal(format!("epoll: {error}")))
+}
+
+struct Runtime<'a> {
+    settings: Rc<Settings>,
+    log: Log,
+    executor: Rc<LocalExecutor<'a>>,
+    inbox: Rc<Inbox>,
+    agent: Agent,
+    store: Arc<Store>,
+    /// Held for as long as we run.
+    _lock: Option<crate::store::Lock>,
+    jobs: Sender<disk::Job>,
+    links: Rc<Links>,
+    link: Option<Link>,
+    child: Option<Rc<Child>>,
+    identity: Option<Identity>,
+    /// Environment variables whose values are secrets of ours.
+    withhold: Vec<String>,
+    kept: Option<Kept>,
+    problems: Vec<String>,
+    /// What happened while actions were carried out.
+    aftermath: VecDeque<Event>,
+    started: Mono,
+    give_up_at: Option<Mono>,
+    over: bool,
+}
+
+impl<'a> Runtime<'a> {
+    fn new(
+        loaded: Loaded,
+        log: Log,
+        executor: Rc<LocalExecutor<'a>>,
+        inbox: Rc<Inbox>,
+    ) -> Result<Self, Fatal> {
+        let now = now();
+        let settings = Rc::new(loaded.settings);
+        let user = settings.workload.as_ref().and_then(|workload| workload.user.as_deref());
+        let identity = user.map(Identity::find).transpose().map_err(Fatal)?;
+        let store = Arc::new(Store::new(&settings, identity.as_ref().map(|identity| identity.gid)));
+        let mut problems: Vec<String> = loaded.deferred.iter().map(ToString::to_string).collect();
+        let lock = match store.prepare() {
+            Ok(lock) => Some(lock),
+            Err(error) if error.contains("another chiton") => return Err(Fatal(error)),
+            Err(error) => {
+                problems.push(error);
+                None
+            }
+        };
+        let (memory, trouble) = store.recover();
+        problems.extend(trouble);
+        for problem in &problems {
+            log.write(Level::Error, problem, now.wall);
+        }
+        let config = Config::new(&settings, host::host());
+        let links = Links {
+            server: settings.server.clone(),
+            store: Arc::clone(&store),
+            factory: Arc::new(Mutex::new(Factory::default())),
+            inbox: Rc::clone(&inbox),
+        };
+        let (jobs, todo) = bounded(JOBS);
+        executor.spawn(disk::work(Arc::clone(&store), todo, Rc::clone(&inbox))).detach();
+        Ok(Self {
+            agent: Agent::new(config, memory, seed(now), now),
+            settings,
+            log,
+            executor,
+            inbox,
+            store,
+            _lock: lock,
+            jobs,
+            links: Rc::new(links),
+            link: None,
+            child: None,
+            identity,
+            withhold: loaded.secrets_from,
+            kept: None,
+            problems,
+            aftermath: VecDeque::new(),
+            started: now.mono,
+            give_up_at: None,
+            over: false,
+        })
+    }
+
+    /// The workload first; the connection when a uid is there.
+    fn begin(&mut self) {
+        let now = now();
+        let mut actions = Vec::new();
+        self.agent.boot(now, &mut actions);
+        self.carry_out(actions);
+        match socket::bind(&self.settings.status_socket) {
+            Ok(listener) => {
+                self.executor.spawn(socket::accept(listener, Rc::clone(&self.inbox))).detach();
+            }
+            Err(error) => {
+                self.problem(format!("status_socket {}: {error}", self.settings.status_socket.display()));
+            }
+        }
+        self.identify();
+    }
+
+    async fn serve(&mut self, inputs: Receiver<Input>) {
+        while !self.over {
+            let deadline = [self.agent.deadline(), self.give_up_at].into_iter().flatten().min();
+            let input = smol::future::or(async { inputs.recv().await.ok() }, async {
+                Timer::at(deadline).await;
+                None
+            });
+            match input.await {
+                None => self.handle(Event::Tick),
+                Some(Input::Event(event)) => self.handle(event),
+                Some(Input::Log(tone, text)) => self.say(tone, &text),
+                Some(Input::Status(stream)) => self.show(stream),
+                Some(Input::Signal(signal)) => self.signal(signal),
+                Some(Input::Entropy) => self.identify(),
+            }
+            if self.give_up_at.is_some_and(|at| at <= now().mono) {
+                self.say(Tone::Warning, "the orderly end took too long: ending now");
+                self.over = true;
+            }
+        }
+        let _ = fs::remove_file(&self.settings.status_socket);
+    }
+
+    fn handle(&mut self, event: Event) {
+        let mut actions = Vec::new();
+        self.agent.handle(event, now(), &mut actions);
+        self.carry_out(actions);
+        while let Some(event) = self.aftermath.pop_front() {
+            let mut actions = Vec::new();
+            self.agent.handle(event, now(), &mut actions);
+            self.carry_out(actions);
+        }
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Connect { link } => {
+                    self.link = Some(link::begin(Rc::clone(&self.links), link, &self.executor));
+                }
+                Action::Send(report) => self.link_task(Task::Report(report)),
+                Action::Ping => self.link_task(Task::Ping),
+                Action::Close => self.link_task(Task::Close),
+                Action::Abort => self.link = None,
+                Action::KeepUid(uid) => {
+                    let kept = self.keep(uid);
+                    self.job(disk::Job::KeepUid(kept));
+                }
+                Action::Stage { offer, known } => self.job(disk::Job::Stage { offer, known }),
+                Action::Activate(generation) => self.job(disk::Job::Activate(generation)),
+                Action::Remember(memory) => self.job(disk::Job::Remember(memory)),
+                Action::Validate(generation) => self.validate(generation),
+                Action::StartWorkload => self.start_workload(),
+                Action::StopWorkload => self.stop_workload(),
+                Action::Reload => self.reload(),
+                Action::RunApply => self.run_apply(),
+                Action::Check { round } => self.check(round),
+                Action::Log(tone, text) => self.say(tone, &text),
+                Action::Exit => self.over = true,
+            }
+        }
+    }
+
+    fn link_task(&mut self, task: Task) {
+        let full = self.link.as_ref().is_some_and(|link| !link.put(task));
+        if full {
+            // The session's own watchdog replaces a link that takes nothing; the report goes again with it.
+            self.say(Tone::Warning, "the network takes no more messages");
+        }
+    }
+
+    fn job(&mut self, job: disk::Job) {
+        if self.jobs.try_send(job).is_err() {
+            self.problem("the disk does not keep up: a change was not written".to_owned());
+        }
+    }
+
+    fn validate(&mut self, generation: crate::agent::rollout::Generation) {
+        let words = &self.settings.remote_config.validate;
+        let spec = self.store.candidate(generation).and_then(|(directory, main)| {
+            self.spec(words, |name| match name {
+                "config_dir" => Some(directory.display().to_string()),
+                "config_file" => Some(main.display().to_string()),
+                _ => None,
+            })
+        });
+        self.run_command(spec, Event::Validated);
+    }
+
+    fn run_apply(&mut self) {
+        let Apply::Command(words) = &self.settings.remote_config.apply else { return };
+        let spec = self.running_spec(words);
+        self.run_command(spec, Event::Reloaded);
+    }
+
+    /// Runs a command to its end and makes its outcome an event.
+    fn run_command(&mut self, spec: Result<Spec, String>, event: fn(Result<(), String>) -> Event) {
+        let inbox = Rc::clone(&self.inbox);
+        let running = async move {
+            let result = match spec {
+                Ok(spec) => {
+                    let name = spec.argv.first().cloned().unwrap_or_default();
+                    match command::run(&spec, COMMAND_TIMEOUT).await {
+                        Outcome::Ok => Ok(()),
+                        Outcome::Failed { how, output } => Err(with_output(&format!("{name} {how}"), &output)),
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            inbox.put(event(result)).await;
+        };
+        self.executor.spawn(running).detach();
+    }
+
+    fn start_workload(&mut self) {
+        let Some(workload) = &self.settings.workload else { return };
+        let Owner::Chiton { command } = &workload.owner else {
+            self.aftermath.push_back(Event::WorkloadNotStarted("external workloads come later".to_owned()));
+            return;
+        };
+        let child = self.running_spec(command).and_then(|spec| Child::spawn(&spec));
+        match child {
+            Ok(child) => {
+                let child = Rc::new(child);
+                let pid = child.pid();
+                self.say(Tone::Info, &format!("the workload runs as process {pid}"));
+                self.aftermath.push_back(Event::WorkloadStarted { pid });
+                let inbox = Rc::clone(&self.inbox);
+                let watched = Rc::clone(&child);
+                let watching = async move {
+                    let exit = watched.run().await;
+                    let text = with_output(&exit.to_string(), &watched.tail());
+                    inbox.put(Event::WorkloadExited(text)).await;
+                };
+                self.executor.spawn(watching).detach();
+                self.child = Some(child);
+            }
+            Err(error) => {
+                let text = format!("the workload could not be started: {error}");
+                self.aftermath.push_back(Event::WorkloadNotStarted(text));
+            }
+        }
+    }
+
+    fn stop_workload(&mut self) {
+        let Some(child) = self.child.take() else { return };
+        let timeout = self.settings.workload.as_ref().map_or(Duration::ZERO, |workload| workload.stop_timeout);
+        // The task that watches it reports the end.
+        self.executor.spawn(async move { child.stop(timeout).await }).detach();
+    }
+
+    fn reload(&mut self) {
+        let result = match &self.child {
+            Some(child) => child.hang_up(),
+            None => Err("the workload does not run".to_owned()),
+        };
+        self.aftermath.push_back(Event::Reloaded(result));
+    }
+
+    fn check(&mut self, round: u64) {
+        let settings = Rc::clone(&self.settings);
+        let inbox = Rc::clone(&self.inbox);
+        if settings.health.checks.is_empty() {
+            self.aftermath.push_back(Event::Checked { round, results: Vec::new() });
+            return;
+        }
+        let checking = async move {
+            let results = check::run_all(&settings.health.checks).await;
+            inbox.put(Event::Checked { round, results }).await;
+        };
+        self.executor.spawn(checking).detach();
+    }
+
+    fn running_spec(&self, words: &[String]) -> Result<Spec, String> {
+        self.spec(words, |name| match name {
+            "config_dir" => Some(self.store.config_dir().display().to_string()),
+            "config_file" => self.store.config_file().map(|path| path.display().to_string()),
+            _ => None,
+        })
+    }
+
+    fn spec(&self, words: &[String], lookup: impl Fn(&str) -> Option<String>) -> Result<Spec, String> {
+        Ok(Spec {
+            argv: placeholders::fill(words, lookup)?,
+            env: self.settings.workload.as_ref().map(|workload| workload.env.clone()).unwrap_or_default(),
+            withhold: self.withhold.clone(),
+            identity: self.identity.clone(),
+            cwd: None,
+        })
+    }
+
+    /// Finds out which uid to go by, and connects.
+    fn identify(&mut self) {
+        let hardware = host::hardware();
+        let setting = &self.settings.agent.instance_id;
+        let kept = match self.store.uid() {
+            Ok(kept) => kept,
+            Err(error) => {
+                self.problem(format!("{error}; a new instance uid is made"));
+                None
+            }
+        };
+        let choice = identity::choose(setting, &host::machine_id(), &hardware, kept.as_ref());
+        let uid = match choice {
+            Choice::Keep(uid) => uid,
+            Choice::Take(uid) => uid,
+            Choice::Make(why) => {
+                let mut random = [0; 10];
+                if getrandom(&mut random, GetRandomFlags::NONBLOCK).is_err() {
+                    self.wait_for_entropy();
+                    return;
+                }
+                let uid = Uid::v7(clock::trusted_wall(now().wall, 0), random);
+                self.say(Tone::Info, &format!("made instance uid {uid}: {why}"));
+                uid
+            }
+        };
+        let fresh = Kept { uid, configured: identity::configured(setting), hardware };
+        if kept.as_ref() != Some(&fresh)
+            && let Err(error) = self.store.keep_uid(&fresh)
+        {
+            self.problem(format!("the instance uid could not be kept: {error}"));
+        }
+        self.kept = Some(fresh);
+        let mut actions = Vec::new();
+        self.agent.connect(uid, now(), &mut actions);
+        self.carry_out(actions);
+    }
+
+    fn wait_for_entropy(&mut self) {
+        let inbox = Rc::clone(&self.inbox);
+        let waiting = async move {
+            Timer::after(ENTROPY_PAUSE).await;
+            inbox.input(Input::Entropy).await;
+        };
+        self.executor.spawn(waiting).detach();
+    }
+
+    /// The record for a uid that the server gave.
+    fn keep(&mut self, uid: Uid) -> Kept {
+        let kept = match self.kept.take() {
+            Some(kept) => Kept { uid, ..kept },
+            None => Kept {
+                uid,
+                configured: identity::configured(&self.settings.agent.instance_id),
+                hardware: host::hardware(),
+            },
+        };
+        self.kept = Some(kept.clone());
+        kept
+    }
+
+    fn show(&self, stream: UnixStream) {
+        let now = now();
+        let around = Surroundings {
+            endpoint: self.settings.server.endpoint.to_string(),
+            resident: resident(),
+            problems: self.problems.clone(),
+            uptime: now.mono.since(self.started).as_secs(),
+        };
+        let document = status::document(&self.agent.snapshot(), &around, now);
+        self.executor.spawn(socket::answer(stream, format!("{document}\n"))).detach();
+    }
+
+    fn signal(&mut self, signal: u8) {
+        match signal {
+            HUP => self.say(Tone::Warning, "SIGHUP: chiton.yaml is read at the start only"),
+            _ => {
+                self.say(Tone::Info, "ending in order");
+                let stop = self.settings.workload.as_ref().map_or(Duration::ZERO, |workload| workload.stop_timeout);
+                self.give_up_at = Some(now().mono.after(stop.saturating_add(SHUTDOWN_GRACE)));
+                self.handle(Event::Shutdown);
+            }
+        }
+    }
+
+    fn problem(&mut self, text: String) {
+        self.log.write(Level::Error, &text, now().wall);
+        self.problems.push(text);
+    }
+
+    fn say(&self, tone: Tone, text: &str) {
+        let level = match tone {
+            Tone::Warning => Level::Warn,
+            Tone::Info => Level::Info,
+            Tone::Debug => Level::Debug,
+        };
+        self.log.write(level, text, now().wall);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the loop reads the clock, and gives the time to the core")]
+fn now() -> Now {
+    clock::now()
+}
+
+/// What the jitter starts from. Nothing secret hangs on it, so early at boot the clock must do.
+fn seed(now: Now) -> u64 {
+    let mut bytes = [0; 8];
+    let _ = getrandom(&mut bytes, GetRandomFlags::NONBLOCK);
+    u64::from_ne_bytes(bytes) ^ now.wall.unix_nanos() ^ u64::from(std::process::id())
+}
+
+/// A text with what a program said last.
+fn with_output(text: &str, output: &str) -> String {
+    match output.trim() {
+        "" => text.to_owned(),
+        output => format!("{text}: {output}"),
+    }
+}
+
+/// Resident memory of this process, bytes.
+fn resident() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The byte that stands for SIGHUP; any other asks us to end.
+const HUP: u8 = 1;
+const END: u8 = 2;
+
+/// SIGTERM and SIGINT, and SIGHUP, each as readable bytes of a socket.
+struct Signals {
+    end: Io<UnixStream>,
+    hang_up: Io<UnixStream>,
+}
+
+fn signals() -> io::Result<Signals> {
+    let pair = || {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        io::Result::Ok((Io::new(ours)?, theirs))
+    };
+    let (end, write_end) = pair()?;
+    signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, write_end.try_clone()?)?;
+    signal_hook::low_level::pipe::register(signal_hook::consts::SIGINT, write_end)?;
+    let (hang_up, write_hang_up) = pair()?;
+    signal_hook::low_level::pipe::register(signal_hook::consts::SIGHUP, write_hang_up)?;
+    Ok(Signals { end, hang_up })
+}
+
+async fn watch_signals(signals: Signals, inbox: Rc<Inbox>) {
+    let watch = async |stream: &Io<UnixStream>, byte: u8| {
+        let mut buffer = [0; 16];
+        loop {
+            let read = stream.when_readable(|mut stream| io::Read::read(&mut stream, &mut buffer)).await;
+            if read.is_err() {
+                return;
+            }
+            inbox.input(Input::Signal(byte)).await;
+        }
+    };
+    smol::future::zip(watch(&signals.end, END), watch(&signals.hang_up, HUP)).await;
+}
+
+/// Where `status_socket` is when nothing says otherwise.
+#[must_use]
+pub fn default_socket() -> PathBuf {
+    PathBuf::from("/run/chiton/status.sock")
+}

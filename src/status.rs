@@ -1,0 +1,107 @@
+//! The status document: what the agent knows of itself, as JSON.
+
+use chiton_proto::{ComponentHealth, RemoteConfigStatuses};
+
+use crate::agent::capabilities;
+use crate::agent::rollout::Generation;
+use crate::agent::session::LinkState;
+use crate::agent::Snapshot;
+use crate::clock::Now;
+use crate::json::Json;
+
+/// What the runtime adds to the core's view.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Where the connection goes.
+    pub endpoint: String,
+    /// Resident memory, bytes.
+    pub resident: Option<u64>,
+    /// What is wrong with the settings file, the connection's credentials or the state directory.
+    pub problems: Vec<String>,
+    /// Seconds since the agent started.
+    pub uptime: u64,
+}
+
+/// The document.
+#[must_use]
+pub fn document(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
+    let healthy = snapshot.health.healthy && around.problems.is_empty();
+    Json::object([
+        ("healthy", Json::Bool(healthy)),
+        ("version", Json::text(env!("CARGO_PKG_VERSION"))),
+        ("instance_uid", Json::or_null(snapshot.uid.map(|uid| Json::text(uid.to_string())))),
+        ("uptime_seconds", Json::Number(around.uptime)),
+        ("connection", connection(snapshot, around, now)),
+        ("config", config(snapshot)),
+        ("packages", Json::List(Vec::new())),
+        ("certificate_expiry", Json::Null),
+        ("workload", workload(snapshot)),
+        ("health", health(&snapshot.health)),
+        ("memory", Json::object([("resident_bytes", Json::or_null(around.resident.map(Json::Number)))])),
+        ("problems", Json::List(around.problems.iter().map(Json::text).collect())),
+    ])
+}
+
+fn connection(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
+    let (state, since) = match snapshot.link {
+        LinkState::Idle => ("idle", None),
+        LinkState::Waiting => ("waiting", None),
+        LinkState::Connecting => ("connecting", None),
+        LinkState::Up(since) => ("connected", Some(now.mono.since(since).as_secs())),
+        LinkState::Closing => ("closing", None),
+    };
+    let names = capabilities::names(snapshot.capabilities).map(Json::text);
+    Json::object([
+        ("state", Json::text(state)),
+        ("endpoint", Json::text(&around.endpoint)),
+        ("connected_seconds", Json::or_null(since.map(Json::Number))),
+        ("last_error", Json::or_null(snapshot.link_error.as_ref().map(Json::text))),
+        ("capabilities", Json::List(names.collect())),
+    ])
+}
+
+fn config(snapshot: &Snapshot) -> Json {
+    let status = match snapshot.remote_config.status() {
+        RemoteConfigStatuses::Unset => "UNSET",
+        RemoteConfigStatuses::Applied => "APPLIED",
+        RemoteConfigStatuses::Applying => "APPLYING",
+        RemoteConfigStatuses::Failed => "FAILED",
+    };
+    let committed = |of: fn(&Generation) -> Json| Json::or_null(snapshot.committed.as_ref().map(of));
+    let error = Some(&snapshot.remote_config.error_message).filter(|error| !error.is_empty());
+    Json::object([
+        ("generation", committed(|generation| Json::Number(generation.number))),
+        ("digest", committed(|generation| Json::text(hex(&generation.digest)))),
+        ("source", committed(|generation| Json::text(if generation.remote { "remote" } else { "local" }))),
+        ("hash", Json::text(hex(&snapshot.remote_config.last_remote_config_hash))),
+        ("status", Json::text(status)),
+        ("error", Json::or_null(error.map(Json::text))),
+        ("gate", Json::text(snapshot.phase)),
+    ])
+}
+
+fn workload(snapshot: &Snapshot) -> Json {
+    let Some(workload) = snapshot.health.component_health_map.get("workload") else { return Json::Null };
+    Json::object([
+        ("pid", Json::or_null(snapshot.pid.map(|pid| Json::Number(pid.into())))),
+        ("healthy", Json::Bool(workload.healthy)),
+        ("status", Json::text(&workload.status)),
+        ("last_error", Json::text(&workload.last_error)),
+        ("restarts", Json::Number(snapshot.restarts)),
+    ])
+}
+
+fn health(component: &ComponentHealth) -> Json {
+    let children = component.component_health_map.iter();
+    Json::object([
+        ("healthy", Json::Bool(component.healthy)),
+        ("status", Json::text(&component.status)),
+        ("last_error", Json::text(&component.last_error)),
+        ("start_time_unix_nano", Json::Number(component.start_time_unix_nano)),
+        ("components", Json::Object(children.map(|(name, child)| (name.clone(), health(child))).collect())),
+    ])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,238 @@
+//! Records on disk: a magic word, a SHA-256 and a small protobuf. What does not match is broken, never empty.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use prost::Message;
+use sha2::{Digest as _, Sha256};
+
+use crate::agent::identity::Kept;
+use crate::agent::rollout::{Failed, Generation, Memory, Outcome};
+use crate::agent::uid::Uid;
+
+/// First bytes of every record; the number rises when an older Chiton could misread a newer record.
+const MAGIC: &[u8; 8] = b"chiton1\n";
+/// Largest record: sixteen failures with their reasons are well below it.
+pub const MAX_RECORD: u64 = 128 * 1024;
+
+/// Puts magic and digest in front.
+#[must_use]
+pub fn seal(payload: &[u8]) -> Vec<u8> {
+    let digest: [u8; 32] = Sha256::digest(payload).into();
+    [MAGIC.as_slice(), &digest, payload].concat()
+}
+
+/// Takes them off.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn open(bytes: &[u8]) -> Result<&[u8], String> {
+    let rest = bytes.strip_prefix(MAGIC.as_slice()).ok_or("it is not one of Chiton's records")?;
+    let (digest, payload) = rest.split_at_checked(32).ok_or("it is cut short")?;
+    let expected: [u8; 32] = Sha256::digest(payload).into();
+    if digest == expected { Ok(payload) } else { Err("its checksum is wrong".to_owned()) }
+}
+
+/// A record that can be written and read.
+pub trait Record: Sized {
+    /// Its protobuf bytes.
+    fn to_payload(&self) -> Vec<u8>;
+    /// From its protobuf bytes; the error says what is wrong.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn from_payload(payload: &[u8]) -> Result<Self, String>;
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct GenerationRecord {
+    #[prost(uint64, tag = "1")]
+    number: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    digest: Vec<u8>,
+    #[prost(bool, tag = "3")]
+    remote: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct FailedRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    digest: Vec<u8>,
+    #[prost(string, tag = "2")]
+    reason: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct MemoryRecord {
+    #[prost(message, optional, tag = "1")]
+    committed: Option<GenerationRecord>,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    received: Option<Vec<u8>>,
+    /// 0 unset, 1 applied, 2 failed.
+    #[prost(uint32, tag = "3")]
+    outcome: u32,
+    #[prost(string, tag = "4")]
+    reason: String,
+    #[prost(message, repeated, tag = "5")]
+    failed: Vec<FailedRecord>,
+}
+
+impl GenerationRecord {
+    fn new(generation: &Generation) -> Self {
+        Self { number: generation.number, digest: generation.digest.to_vec(), remote: generation.remote }
+    }
+
+    fn into_generation(self) -> Result<Generation, String> {
+        let digest = self.digest.try_into().map_err(|_| "a digest is not 32 bytes")?;
+        Ok(Generation { number: self.number, digest, remote: self.remote })
+    }
+}
+
+impl Record for Memory {
+    fn to_payload(&self) -> Vec<u8> {
+        let (outcome, reason) = match &self.outcome {
+            Outcome::Unset => (0, ""),
+            Outcome::Applied => (1, ""),
+            Outcome::Failed(reason) => (2, reason.as_str()),
+        };
+        let failed = self.failed.iter().map(|failed| FailedRecord {
+            digest: failed.digest.to_vec(),
+            reason: failed.reason.clone(),
+        });
+        MemoryRecord {
+            committed: self.committed.as_ref().map(GenerationRecord::new),
+            received: self.received.as_ref().map(|hash| hash.to_vec()),
+            outcome,
+            reason: reason.to_owned(),
+            failed: failed.collect(),
+        }
+        .encode_to_vec()
+    }
+
+    fn from_payload(payload: &[u8]) -> Result<Self, String> {
+        let record = MemoryRecord::decode(payload).map_err(|error| error.to_string())?;
+        let failed: Result<VecDeque<_>, String> = record
+            .failed
+            .into_iter()
+            .map(|failed| {
+                let digest = failed.digest.try_into().map_err(|_| "a digest is not 32 bytes")?;
+                Ok(Failed { digest, reason: failed.reason })
+            })
+            .collect();
+        Ok(Self {
+            committed: record.committed.map(GenerationRecord::into_generation).transpose()?,
+            received: record.received.map(Bytes::from),
+            outcome: match record.outcome {
+                0 => Outcome::Unset,
+                1 => Outcome::Applied,
+                2 => Outcome::Failed(record.reason),
+                other => return Err(format!("outcome {other} is unknown")),
+            },
+            failed: failed?,
+        })
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct KeptRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    uid: Vec<u8>,
+    #[prost(string, tag = "2")]
+    configured: String,
+    #[prost(btree_map = "string, bytes", tag = "3")]
+    hardware: std::collections::BTreeMap<String, Vec<u8>>,
+}
+
+impl Record for Kept {
+    fn to_payload(&self) -> Vec<u8> {
+        let hardware = self.hardware.iter().map(|(source, digest)| (source.clone(), digest.to_vec()));
+        KeptRecord {
+            uid: self.uid.as_bytes().to_vec(),
+            configured: self.configured.clone(),
+            hardware: hardware.collect(),
+        }
+        .encode_to_vec()
+    }
+
+    fn from_payload(payload: &[u8]) -> Result<Self, String> {
+        let record = KeptRecord::decode(payload).map_err(|error| error.to_string())?;
+        let hardware: Result<_, String> = record
+            .hardware
+            .into_iter()
+            .map(|(source, digest)| Ok((source, digest.try_into().map_err(|_| "a digest is not 32 bytes")?)))
+            .collect();
+        Ok(Self {
+            uid: Uid::from_slice(&record.uid).ok_or("the uid is not 16 bytes")?,
+            configured: record.configured,
+            hardware: hardware?,
+        })
+    }
+}
+
+/// What a generation's directory does not say by itself: it stands beside it.
+#[derive(Clone, PartialEq, Message)]
+pub struct Description {
+    /// What is in it.
+    #[prost(bytes = "vec", tag = "1")]
+    pub digest: Vec<u8>,
+    /// Whether an offer is part of it.
+    #[prost(bool, tag = "2")]
+    pub remote: bool,
+    /// Name of the main file.
+    #[prost(string, tag = "3")]
+    pub main: String,
+    /// Its files.
+    #[prost(message, repeated, tag = "4")]
+    pub files: Vec<FileDescription>,
+}
+
+/// One file of a generation.
+#[derive(Clone, PartialEq, Message)]
+pub struct FileDescription {
+    /// Its name on disk.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its name in the offer.
+    #[prost(string, tag = "2")]
+    pub offered: String,
+    /// As offered.
+    #[prost(string, tag = "3")]
+    pub content_type: String,
+}
+
+impl Record for Description {
+    fn to_payload(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    fn from_payload(payload: &[u8]) -> Result<Self, String> {
+        Self::decode(payload).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn memory_survives_and_damage_is_never_read_as_empty() {
+        let memory = Memory {
+            committed: Some(Generation { number: 7, digest: [3; 32], remote: true }),
+            received: Some(Bytes::from_static(b"hash")),
+            outcome: Outcome::Failed("why".to_owned()),
+            failed: [Failed { digest: [4; 32], reason: "why".to_owned() }].into(),
+        };
+        let sealed = seal(&memory.to_payload());
+        assert_eq!(Memory::from_payload(open(&sealed).unwrap()).unwrap(), memory);
+        for length in 0..sealed.len() {
+            assert!(open(sealed.get(..length).unwrap()).is_err(), "cut to {length} bytes");
+        }
+        for at in 0..sealed.len() {
+            let mut damaged = sealed.clone();
+            *damaged.get_mut(at).unwrap() ^= 1;
+            assert!(open(&damaged).is_err(), "bit flipped in byte {at}");
+        }
+    }
+}
