@@ -8,3 +8,5 @@ pub mod net;
 pub mod reactor;
 pub mod secret;
 pub mod settings;
+pub mod sys;
+pub mod workload;
