@@ -1,0 +1,206 @@
+//! The few things that the language cannot check: the only module with `unsafe`, each block with its reason.
+#![expect(unsafe_code, reason = "the one place for it: each block says why it is sound")]
+
+use core::ffi::{CStr, c_int};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Gid, Pid, Signal, Uid};
+use rustix::thread::CapabilitySet;
+
+/// Bounds the threads of smol's blocking pool; it is ours, and no child's business.
+pub const BLOCKING_POOL_VARIABLE: &str = "BLOCKING_MAX_THREADS";
+/// One for the disk, one for a name lookup that hangs.
+const BLOCKING_POOL_THREADS: &str = "2";
+/// Files are created with the permissions that their creator asks for, less these.
+const UMASK: Mode = Mode::WGRP.union(Mode::WOTH);
+/// Classic signals are 1 to 31; the real-time ones after them are never ignored by convention.
+const LAST_CLASSIC_SIGNAL: c_int = 31;
+/// `SIG_DFL`.
+const DEFAULT_ACTION: usize = 0;
+/// Linux's error numbers stay below this; what is above says which step failed ([`Step`]).
+const ERRNO_SPACE: i32 = 4096;
+
+unsafe extern "C" {
+    /// `signal(2)` of the C library that std links.
+    fn signal(number: c_int, action: usize) -> usize;
+}
+
+/// Bounds smol's blocking pool. Call it first in `main`: it refuses once a second thread exists.
+///
+/// # Errors
+/// When threads exist already, or `/proc` cannot tell.
+pub fn limit_blocking_pool() -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task")?.count() > 1 {
+        return Err(io::Error::other("threads are running already"));
+    }
+    // SAFETY: the environment must not change while another thread reads it, and there is no other thread.
+    unsafe {
+        std::env::set_var(BLOCKING_POOL_VARIABLE, BLOCKING_POOL_THREADS);
+    }
+    Ok(())
+}
+
+/// Gives a signal its default action, whatever our parent made of it. An ignored SIGCHLD would lose the exit
+/// status of every child; call it for that one before the first child.
+pub fn default_action(number: Signal) {
+    reset(number.as_raw());
+}
+
+fn reset(number: c_int) {
+    // SAFETY: SIG_DFL installs no code of ours; a bad number is refused with EINVAL.
+    unsafe {
+        signal(number, DEFAULT_ACTION);
+    }
+}
+
+/// What a child does to itself between fork and exec, after std has set its descriptors, directory and group.
+#[derive(Debug, Default)]
+pub(crate) struct Setup {
+    /// Become this user.
+    pub(crate) user: Option<User>,
+    /// Decimal text for `/proc/self/oom_score_adj`.
+    pub(crate) oom_score_adj: Option<String>,
+    /// Capabilities that survive the change of user and the exec.
+    pub(crate) ambient: Option<CapabilitySet>,
+}
+
+/// Numbers of a user.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    pub(crate) groups: Vec<Gid>,
+}
+
+/// The step at which a start failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Pipes, fork, directory or exec: the error number says which.
+    Start,
+    /// Writing `oom_score_adj`.
+    OomScore,
+    /// Becoming the user.
+    User,
+    /// Keeping capabilities.
+    Capabilities,
+    /// Binding its life to ours.
+    DeathSignal,
+}
+
+impl Step {
+    const ALL: [Self; 5] =
+        [Self::Start, Self::OomScore, Self::User, Self::Capabilities, Self::DeathSignal];
+
+    /// std carries one number from the child to us: the step rides above the error number.
+    const fn mark(self, error: Errno) -> i32 {
+        (self as i32).saturating_mul(ERRNO_SPACE).saturating_add(error.raw_os_error())
+    }
+
+    fn unmark(error: io::Error) -> (Self, io::Error) {
+        let Some(raw) = error.raw_os_error() else { return (Self::Start, error) };
+        let step = raw.checked_div(ERRNO_SPACE).and_then(|step| usize::try_from(step).ok());
+        let step = step.and_then(|step| Self::ALL.get(step)).copied().unwrap_or(Self::Start);
+        let errno = raw.checked_rem(ERRNO_SPACE).unwrap_or(raw);
+        (step, io::Error::from_raw_os_error(errno))
+    }
+}
+
+/// Starts a command whose child prepares itself by `setup`.
+pub(crate) fn spawn(command: &mut Command, setup: Setup) -> Result<Child, (Step, io::Error)> {
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        prepare(&setup, parent)
+            .map_err(|(step, error)| io::Error::from_raw_os_error(step.mark(error)))
+    };
+    // SAFETY: between fork and exec only async-signal-safe work is allowed. `prepare` makes system calls on values
+    // that exist already: it takes no lock, allocates and frees nothing, and cannot panic.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+    command.spawn().map_err(Step::unmark)
+}
+
+/// In the child. No allocation, no locks: see [`spawn`].
+fn prepare(setup: &Setup, parent: Pid) -> Result<(), (Step, Errno)> {
+    // Handlers go at exec by themselves; what our parent ignored (nohup) would stay ignored in the workload.
+    for number in 1..=LAST_CLASSIC_SIGNAL {
+        reset(number);
+    }
+    rustix::process::umask(UMASK);
+    if let Some(score) = &setup.oom_score_adj {
+        write_score(score).map_err(|error| (Step::OomScore, error))?;
+    }
+    if setup.ambient.is_some() {
+        let keep = rustix::thread::set_keep_capabilities(true);
+        keep.map_err(|error| (Step::Capabilities, error))?;
+    }
+    if let Some(user) = &setup.user {
+        become_user(user).map_err(|error| (Step::User, error))?;
+    }
+    if let Some(kept) = setup.ambient {
+        keep_capabilities(kept).map_err(|error| (Step::Capabilities, error))?;
+    }
+    // After the change of user, which clears it.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| (Step::DeathSignal, error))?;
+    // We may have died before that call; then nobody would ever send it.
+    if rustix::process::getppid() == Some(parent) {
+        Ok(())
+    } else {
+        Err((Step::DeathSignal, Errno::SRCH))
+    }
+}
+
+fn write_score(score: &str) -> Result<(), Errno> {
+    const PATH: &CStr = c"/proc/self/oom_score_adj";
+    let file = rustix::fs::open(PATH, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, score.as_bytes())?;
+    Ok(())
+}
+
+/// The child has one thread: what changes the thread changes the process.
+fn become_user(user: &User) -> Result<(), Errno> {
+    rustix::thread::set_thread_groups(&user.groups)?;
+    rustix::thread::set_thread_res_gid(user.gid, user.gid, user.gid)?;
+    rustix::thread::set_thread_res_uid(user.uid, user.uid, user.uid)
+}
+
+fn keep_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    if !sets.permitted.contains(kept) {
+        return Err(Errno::PERM);
+    }
+    sets.inheritable = kept;
+    sets.effective = kept;
+    sets.permitted = kept;
+    rustix::thread::set_capabilities(None, sets)?;
+    for one in kept.iter() {
+        rustix::thread::configure_capability_in_ambient_set(one, true)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_and_its_error_number_survive_the_pipe() {
+        for step in Step::ALL {
+            let marked = io::Error::from_raw_os_error(step.mark(Errno::PERM));
+            let (got, error) = Step::unmark(marked);
+            assert_eq!(got, step);
+            assert_eq!(error.raw_os_error(), Some(Errno::PERM.raw_os_error()));
+        }
+    }
+
+    #[test]
+    fn the_pool_is_not_limited_behind_the_back_of_threads() {
+        // The test harness has a thread for each test beside its main one.
+        assert!(limit_blocking_pool().is_err());
+    }
+}

@@ -1,0 +1,413 @@
+//! One process of ours with its group: started, listened to, signalled, ended.
+
+use core::cell::{Cell, RefCell};
+use core::fmt;
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, PipeReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use heapless::HistoryBuf;
+use rustix::io::Errno;
+use rustix::process::{Gid, Pid, Signal, Uid, getegid, geteuid, kill_process_group};
+use rustix::thread::CapabilitySet;
+use smol::lock::Mutex;
+
+use super::identity::Identity;
+use super::reap::{self, Exit, Notice, Watch};
+use crate::reactor::{Io, within};
+use crate::sys::{self, BLOCKING_POOL_VARIABLE, Setup, Step};
+
+/// Bytes of a process's last output that are kept.
+pub const LOG_TAIL: usize = 4096;
+/// Bytes read from it at once.
+const READ_CHUNK: usize = 4096;
+/// Reads before every other task has its turn.
+const READS_PER_TURN: usize = 16;
+/// Reads after its end: a pipe holds 64 KiB, and who writes on after that is not waited for.
+const LAST_READS: usize = 16;
+
+/// Variables that are addressed to us alone, by name and by how the name begins.
+const OURS: [&str; 3] = [BLOCKING_POOL_VARIABLE, "NOTIFY_SOCKET", "JOURNAL_STREAM"];
+const OURS_BY_PREFIX: [&str; 2] = ["WATCHDOG_", "LISTEN_"];
+
+/// What to start.
+#[derive(Clone, Debug, Default)]
+pub struct Spec {
+    /// Program and arguments, placeholders filled in.
+    pub argv: Vec<OsString>,
+    /// Added to the environment, over what is inherited.
+    pub env: BTreeMap<OsString, OsString>,
+    /// Variables of ours that it must not see: those whose values went into `chiton.yaml`.
+    pub withhold: Vec<String>,
+    /// Directory to start in; absent: ours.
+    pub cwd: Option<PathBuf>,
+    /// Run as this user; absent: as we do.
+    pub user: Option<Identity>,
+    /// −1000 to 1000: whom the kernel kills first when memory runs out.
+    pub oom_score_adj: Option<i16>,
+    /// Capabilities it keeps as that user, such as `cap_net_bind_service`.
+    pub ambient_capabilities: Vec<String>,
+}
+
+/// Why a process could not be started.
+#[derive(Debug)]
+pub struct SpawnError {
+    /// As it stands in the command.
+    pub program: String,
+    /// How far it came.
+    pub step: Step,
+    /// What the system said.
+    pub error: io::Error,
+    /// What to do about it; may be empty.
+    pub advice: &'static str,
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = match self.step {
+            Step::Start => "",
+            Step::OomScore => "oom_score_adj: ",
+            Step::User => "changing the user: ",
+            Step::Capabilities => "ambient_capabilities: ",
+            Step::DeathSignal => "binding its life to ours: ",
+        };
+        write!(f, "cannot start {}: {step}{}", self.program, self.error)?;
+        if self.advice.is_empty() { Ok(()) } else { write!(f, " ({})", self.advice) }
+    }
+}
+
+impl Error for SpawnError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// A process that we started, and its group. Dropped alive, the group is killed.
+///
+/// Its output is read while someone waits for it: the owner keeps a [`wait`](Self::wait) going.
+pub struct Child {
+    pid: Pid,
+    watch: Watch,
+    output: Io<PipeReader>,
+    tail: RefCell<Tail>,
+    exit: Cell<Option<Exit>>,
+    /// Held by the one waiter that reads and watches; the others wait for it to let go.
+    driver: Mutex<()>,
+}
+
+impl Child {
+    /// Starts a process in a group of its own.
+    ///
+    /// # Errors
+    /// When it did not come as far as running its program.
+    pub fn spawn(spec: &Spec) -> Result<Self, SpawnError> {
+        Self::spawn_with(spec, Notice::Best)
+    }
+
+    /// The same, with a choice of how to hear of its end.
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_with(spec: &Spec, notice: Notice) -> Result<Self, SpawnError> {
+        reap::collect();
+        let Some((program, arguments)) = spec.argv.split_first() else {
+            return Err(SpawnError {
+                program: "nothing".to_owned(),
+                step: Step::Start,
+                error: io::ErrorKind::InvalidInput.into(),
+                advice: "the command is empty",
+            });
+        };
+        let fail = |step, error: io::Error| SpawnError {
+            program: program.to_string_lossy().into_owned(),
+            step,
+            advice: advice(program, step, &error),
+            error,
+        };
+        let start = |error| fail(Step::Start, error);
+
+        let ambient = capabilities(&spec.ambient_capabilities)
+            .map_err(|error| fail(Step::Capabilities, error))?;
+        let setup = Setup {
+            user: spec.user.as_ref().and_then(user_to_become),
+            oom_score_adj: spec.oom_score_adj.map(|score| score.to_string()),
+            ambient,
+        };
+        let (output, input) = io::pipe().map_err(start)?;
+        // Only our end: the process expects writes that wait.
+        rustix::io::ioctl_fionbio(&output, true).map_err(|error| start(error.into()))?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(environment(std::env::vars_os(), spec))
+            .stdin(Stdio::null())
+            .stdout(input.try_clone().map_err(start)?)
+            .stderr(input)
+            .process_group(0);
+        if let Some(cwd) = &spec.cwd {
+            command.current_dir(cwd);
+        }
+        let output = Io::new(output).map_err(start)?;
+        let child = sys::spawn(&mut command, setup).map_err(|(step, error)| fail(step, error))?;
+        // It holds the other end of the pipe.
+        drop(command);
+        let pid = Pid::from_child(&child);
+        // Without a way to hear of its end it must not live.
+        let watch = Watch::new(pid, notice).map_err(|error| {
+            reap::bury(pid);
+            start(error)
+        })?;
+        Ok(Self {
+            pid,
+            watch,
+            output,
+            tail: RefCell::new(Tail::default()),
+            exit: Cell::new(None),
+            driver: Mutex::new(()),
+        })
+    }
+
+    /// Its process id, which is its group's too.
+    #[must_use]
+    pub const fn pid(&self) -> i32 {
+        self.pid.as_raw_pid()
+    }
+
+    /// How it ended, once it has.
+    #[must_use]
+    pub const fn exit(&self) -> Option<Exit> {
+        self.exit.get()
+    }
+
+    /// The end of its output, both streams as they came: whole lines where they fit into [`LOG_TAIL`].
+    #[must_use]
+    pub fn output_tail(&self) -> String {
+        self.tail.borrow().text()
+    }
+
+    /// Waits for its end and meanwhile reads its output. Any number may wait, and may stop waiting. What it left
+    /// of its group is killed. Processes that moved to a session of their own are not reached: that takes a
+    /// subreaper or a cgroup.
+    pub async fn wait(&self) -> Exit {
+        let _driving = self.driver.lock().await;
+        if let Some(exit) = self.exit.get() {
+            return exit;
+        }
+        let exit = smol::future::or(self.watch.ended(), self.listen()).await;
+        self.exit.set(Some(exit));
+        for _ in 0..LAST_READS {
+            if !matches!(self.read_some(), Ok(1..)) {
+                break;
+            }
+        }
+        exit
+    }
+
+    /// Reads output, in turns, for as long as it is polled.
+    async fn listen(&self) -> Exit {
+        loop {
+            let turn = self.output.when_readable(|_| {
+                for _ in 0..READS_PER_TURN {
+                    if self.read_some()? == 0 {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            });
+            // Closed or broken: nothing more will come, but it may live on.
+            if !turn.await.unwrap_or(false) {
+                return core::future::pending().await;
+            }
+            smol::future::yield_now().await;
+        }
+    }
+
+    fn read_some(&self) -> io::Result<usize> {
+        let mut chunk = [0; READ_CHUNK];
+        let count = self.output.get_ref().read(&mut chunk)?;
+        self.tail.borrow_mut().push(chunk.get(..count).unwrap_or_default());
+        Ok(count)
+    }
+
+    /// Asks its group to end: SIGTERM, and SIGCONT lest a stopped one not hear it.
+    ///
+    /// # Errors
+    /// When the group may not be signalled.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.signal(Signal::TERM)?;
+        self.signal(Signal::CONT)
+    }
+
+    /// Asks it to read its configuration again: SIGHUP to the process, not to its group.
+    ///
+    /// # Errors
+    /// When it may not be signalled.
+    pub fn reload(&self) -> io::Result<()> {
+        if self.exit.get().is_some() {
+            return Ok(());
+        }
+        Ok(rustix::process::kill_process(self.pid, Signal::HUP)?)
+    }
+
+    /// Ends its group: SIGKILL.
+    ///
+    /// # Errors
+    /// When the group may not be signalled.
+    pub fn kill(&self) -> io::Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    /// Sends a signal to its group; nothing once it has ended.
+    ///
+    /// # Errors
+    /// When the group may not be signalled.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        if self.exit.get().is_some() {
+            return Ok(());
+        }
+        match kill_process_group(self.pid, signal) {
+            // Ended, not yet collected.
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends it in good order: SIGTERM, after `patience` SIGKILL, each to the whole group.
+    pub async fn stop(&self, patience: Duration) -> Exit {
+        // What cannot be told to end is killed after its time like what does not listen.
+        let _ = self.terminate();
+        if let Some(exit) = within(patience, self.wait()).await {
+            return exit;
+        }
+        let _ = self.kill();
+        self.wait().await
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.exit.get().is_none() {
+            reap::bury(self.pid);
+        }
+    }
+}
+
+/// The environment of a child: ours without what is addressed to us, the user's names, then the spec's.
+fn environment(
+    inherited: impl Iterator<Item = (OsString, OsString)>,
+    spec: &Spec,
+) -> BTreeMap<OsString, OsString> {
+    let withheld = |name: &OsStr| {
+        let named = |own: &str| name == own;
+        let begins = |own: &&str| name.as_encoded_bytes().starts_with(own.as_bytes());
+        OURS.into_iter().any(named)
+            || OURS_BY_PREFIX.iter().any(begins)
+            || spec.withhold.iter().any(|own| named(own))
+    };
+    let mut variables: BTreeMap<_, _> = inherited.filter(|(name, _)| !withheld(name)).collect();
+    if let Some(user) = &spec.user {
+        for variable in ["USER", "LOGNAME"] {
+            match &user.name {
+                Some(name) => variables.insert(variable.into(), name.into()),
+                None => variables.remove(OsStr::new(variable)),
+            };
+        }
+        match &user.home {
+            Some(home) => variables.insert("HOME".into(), home.into()),
+            None => variables.remove(OsStr::new("HOME")),
+        };
+    }
+    variables.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    variables
+}
+
+/// [`None`] where we are that user already and could not change anyway.
+fn user_to_become(user: &Identity) -> Option<sys::User> {
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    if !geteuid().is_root() && (geteuid(), getegid()) == (uid, gid) {
+        return None;
+    }
+    let groups = user.groups.iter().copied().map(Gid::from_raw).collect();
+    Some(sys::User { uid, gid, groups })
+}
+
+fn capabilities(names: &[String]) -> io::Result<Option<CapabilitySet>> {
+    let mut set = CapabilitySet::empty();
+    for name in names {
+        let upper = name.to_ascii_uppercase();
+        let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+        let Some(one) = CapabilitySet::from_name(short) else {
+            let text = format!("no capability is called {name}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        };
+        set |= one;
+    }
+    Ok((!set.is_empty()).then_some(set))
+}
+
+fn advice(program: &OsStr, step: Step, error: &io::Error) -> &'static str {
+    let errno = Errno::from_io_error(error);
+    match step {
+        Step::User => "Chiton must run as root to start a workload as another user",
+        Step::OomScore => "lowering it takes root or CAP_SYS_RESOURCE",
+        Step::Capabilities => "Chiton can pass on only capabilities that it has",
+        Step::DeathSignal => "",
+        Step::Start => match errno {
+            Some(Errno::NOENT) if Path::new(program).exists() => {
+                "it is there: the interpreter in its first line, its dynamic loader or the directory to start in is missing"
+            }
+            Some(Errno::NOENT) => "no such program",
+            Some(Errno::ACCESS) => match std::fs::metadata(program) {
+                Ok(found) if found.is_dir() => "it is a directory",
+                Ok(found) if found.permissions().mode() & 0o111 == 0 => {
+                    "its mode lacks execute permission"
+                }
+                _ => "this user may not execute it, or its file system is mounted noexec",
+            },
+            Some(Errno::NOEXEC) => {
+                "built for another architecture, damaged, or a script without #! in its first line"
+            }
+            Some(Errno::TXTBSY) => "it is being written to",
+            Some(Errno::AGAIN | Errno::NOMEM) => "the limit of processes or memory is reached",
+            Some(Errno::TOOBIG) => "arguments and environment are too long",
+            _ => "",
+        },
+    }
+}
+
+/// The last [`LOG_TAIL`] bytes of a stream.
+#[derive(Default)]
+struct Tail {
+    bytes: Box<HistoryBuf<u8, LOG_TAIL>>,
+    cut: bool,
+}
+
+impl Tail {
+    fn push(&mut self, chunk: &[u8]) {
+        self.cut |= self.bytes.len().saturating_add(chunk.len()) > LOG_TAIL;
+        self.bytes.extend_from_slice(chunk);
+    }
+
+    /// What was cut begins in the middle of a line, which is left out unless it is all there is.
+    fn text(&self) -> String {
+        let bytes: Vec<u8> = self.bytes.oldest_ordered().copied().collect();
+        let mut kept = bytes.as_slice();
+        if self.cut
+            && let Some((_, whole)) = kept
+                .iter()
+                .position(|byte| *byte == b'\n')
+                .and_then(|end| kept.split_at_checked(end.saturating_add(1)))
+            && !whole.is_empty()
+        {
+            kept = whole;
+        }
+        String::from_utf8_lossy(kept).trim_end().to_owned()
+    }
+}
