@@ -63,10 +63,10 @@ fn read(file: &str) -> Result<Settings, String> {
         match key.trim() {
             "greeting" => settings.greeting = value.to_owned(),
             "port" => {
-                settings.port = value.parse().map_err(|_| fault("port must be 1 to 65535"))?
+                settings.port = value.parse().map_err(|_| fault("port must be 1 to 65535"))?;
             }
             "crash" => {
-                settings.crash = value.parse().map_err(|_| fault("crash must be true or false"))?
+                settings.crash = value.parse().map_err(|_| fault("crash must be true or false"))?;
             }
             other => {
                 return Err(fault(&format!(

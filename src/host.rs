@@ -15,7 +15,8 @@ const MAX_FACT: usize = 4096;
 pub fn host() -> Host {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    let os_version = pretty.map(|name| name.trim_matches('"').to_owned()).filter(|name| !name.is_empty());
+    let os_version =
+        pretty.map(|name| name.trim_matches('"').to_owned()).filter(|name| !name.is_empty());
     let kernel = fact("/proc/sys/kernel/osrelease");
     Host {
         name: fact("/proc/sys/kernel/hostname").unwrap_or_default(),
@@ -48,8 +49,10 @@ pub fn machine_id() -> String {
 /// Digests of what identifies the hardware.
 #[must_use]
 pub fn hardware() -> Hardware {
-    let serial = fact("/proc/device-tree/serial-number").or_else(|| fact("/sys/firmware/devicetree/base/serial-number"));
-    let dmi = fact("/sys/class/dmi/id/product_uuid").or_else(|| fact("/sys/class/dmi/id/product_serial"));
+    let serial = fact("/proc/device-tree/serial-number")
+        .or_else(|| fact("/sys/firmware/devicetree/base/serial-number"));
+    let dmi =
+        fact("/sys/class/dmi/id/product_uuid").or_else(|| fact("/sys/class/dmi/id/product_serial"));
     let machine = Some(machine_id()).filter(|id| !id.is_empty());
     [("device-tree", serial), ("dmi", dmi), ("machine-id", machine)]
         .into_iter()

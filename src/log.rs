@@ -36,7 +36,8 @@ impl Log {
 
     fn line(&self, level: Level, text: &str, now: Wall) -> String {
         let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_LINE).unwrap_or(text.len());
+        let end =
+            text.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_LINE).unwrap_or(text.len());
         let text = text.get(..end).unwrap_or_default();
         let (priority, word) = match level {
             Level::Error => (3, "ERROR"),
@@ -66,18 +67,23 @@ pub fn rfc3339(time: Wall) -> String {
     let seconds = time.0.as_secs();
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = date_of(days);
-    let (hour, minute, second) = (rest.div_euclid(3600), rest.div_euclid(60).rem_euclid(60), rest.rem_euclid(60));
+    let (hour, minute, second) =
+        (rest.div_euclid(3600), rest.div_euclid(60).rem_euclid(60), rest.rem_euclid(60));
     let millis = time.0.subsec_millis();
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
 /// The Gregorian date so many days after 1970, by years that begin in March.
-#[expect(clippy::arithmetic_side_effects, reason = "u64 seconds are at most 2.1e14 days: nothing overflows")]
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "u64 seconds are at most 2.1e14 days: nothing overflows"
+)]
 const fn date_of(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let era = days / 146_097;
     let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
@@ -109,13 +115,18 @@ mod tests {
 
     #[test]
     fn one_line_an_event_whatever_a_peer_says() {
-        let log = |format, journald| Log::new(Settings { level: Level::Info, format, to: LogTo::Auto }, journald);
+        let log = |format, journald| {
+            Log::new(Settings { level: Level::Info, format, to: LogTo::Auto }, journald)
+        };
         let text = "first\nsecond\u{1b}[31m";
         assert_eq!(
             log(LogFormat::Text, false).line(Level::Warn, text, AT),
             "2000-02-28T23:59:59.007Z WARN  first second [31m\n"
         );
-        assert_eq!(log(LogFormat::Text, true).line(Level::Error, text, AT), "<3>first second [31m\n");
+        assert_eq!(
+            log(LogFormat::Text, true).line(Level::Error, text, AT),
+            "<3>first second [31m\n"
+        );
         assert_eq!(
             log(LogFormat::Json, false).line(Level::Info, "a \"b\"", AT),
             "{\"time\":\"2000-02-28T23:59:59.007Z\",\"level\":\"info\",\"message\":\"a \\\"b\\\"\"}\n"

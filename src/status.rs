@@ -2,10 +2,10 @@
 
 use chiton_proto::{ComponentHealth, RemoteConfigStatuses};
 
+use crate::agent::Snapshot;
 use crate::agent::capabilities;
 use crate::agent::rollout::Generation;
 use crate::agent::session::LinkState;
-use crate::agent::Snapshot;
 use crate::clock::Now;
 use crate::json::Json;
 
@@ -37,7 +37,10 @@ pub fn document(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
         ("certificate_expiry", Json::Null),
         ("workload", workload(snapshot)),
         ("health", health(&snapshot.health)),
-        ("memory", Json::object([("resident_bytes", Json::or_null(around.resident.map(Json::Number)))])),
+        (
+            "memory",
+            Json::object([("resident_bytes", Json::or_null(around.resident.map(Json::Number)))]),
+        ),
         ("problems", Json::List(around.problems.iter().map(Json::text).collect())),
     ])
 }
@@ -67,12 +70,16 @@ fn config(snapshot: &Snapshot) -> Json {
         RemoteConfigStatuses::Applying => "APPLYING",
         RemoteConfigStatuses::Failed => "FAILED",
     };
-    let committed = |of: fn(&Generation) -> Json| Json::or_null(snapshot.committed.as_ref().map(of));
+    let committed =
+        |of: fn(&Generation) -> Json| Json::or_null(snapshot.committed.as_ref().map(of));
     let error = Some(&snapshot.remote_config.error_message).filter(|error| !error.is_empty());
     Json::object([
         ("generation", committed(|generation| Json::Number(generation.number))),
         ("digest", committed(|generation| Json::text(hex(&generation.digest)))),
-        ("source", committed(|generation| Json::text(if generation.remote { "remote" } else { "local" }))),
+        (
+            "source",
+            committed(|generation| Json::text(if generation.remote { "remote" } else { "local" })),
+        ),
         ("hash", Json::text(hex(&snapshot.remote_config.last_remote_config_hash))),
         ("status", Json::text(status)),
         ("error", Json::or_null(error.map(Json::text))),
@@ -81,7 +88,9 @@ fn config(snapshot: &Snapshot) -> Json {
 }
 
 fn workload(snapshot: &Snapshot) -> Json {
-    let Some(workload) = snapshot.health.component_health_map.get("workload") else { return Json::Null };
+    let Some(workload) = snapshot.health.component_health_map.get("workload") else {
+        return Json::Null;
+    };
     Json::object([
         ("pid", Json::or_null(snapshot.pid.map(|pid| Json::Number(pid.into())))),
         ("healthy", Json::Bool(workload.healthy)),
@@ -98,7 +107,10 @@ fn health(component: &ComponentHealth) -> Json {
         ("status", Json::text(&component.status)),
         ("last_error", Json::text(&component.last_error)),
         ("start_time_unix_nano", Json::Number(component.start_time_unix_nano)),
-        ("components", Json::Object(children.map(|(name, child)| (name.clone(), health(child))).collect())),
+        (
+            "components",
+            Json::Object(children.map(|(name, child)| (name.clone(), health(child))).collect()),
+        ),
     ])
 }
 

@@ -163,7 +163,7 @@ mod tests {
     fn at(seconds: u64) -> Now {
         Now {
             mono: Mono(Duration::from_secs(seconds)),
-            wall: Wall(Duration::from_secs(1_000 + seconds)),
+            wall: Wall(Duration::from_secs(seconds.saturating_add(1_000))),
         }
     }
 

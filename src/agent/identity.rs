@@ -38,14 +38,21 @@ pub enum Choice {
 pub fn configured(setting: &InstanceId) -> String {
     match setting {
         InstanceId::Auto => "auto".to_owned(),
-        InstanceId::Uuid(bytes) => Uid::from_slice(bytes).map_or_else(String::new, |uid| uid.to_string()),
+        InstanceId::Uuid(bytes) => {
+            Uid::from_slice(bytes).map_or_else(String::new, |uid| uid.to_string())
+        }
         InstanceId::Text(text) => format!("text {text}"),
     }
 }
 
 /// Chooses.
 #[must_use]
-pub fn choose(setting: &InstanceId, machine_id: &str, hardware: &Hardware, kept: Option<&Kept>) -> Choice {
+pub fn choose(
+    setting: &InstanceId,
+    machine_id: &str,
+    hardware: &Hardware,
+    kept: Option<&Kept>,
+) -> Choice {
     if let Some(kept) = kept
         && kept.configured == configured(setting)
     {
@@ -58,9 +65,8 @@ pub fn choose(setting: &InstanceId, machine_id: &str, hardware: &Hardware, kept:
     }
     match setting {
         InstanceId::Auto => Choice::Make("none was kept"),
-        InstanceId::Uuid(bytes) => {
-            Uid::from_slice(bytes).map_or(Choice::Make("the configured uid is all zero"), Choice::Take)
-        }
+        InstanceId::Uuid(bytes) => Uid::from_slice(bytes)
+            .map_or(Choice::Make("the configured uid is all zero"), Choice::Take),
         InstanceId::Text(text) => Choice::Take(Uid::v5(text, machine_id)),
     }
 }
@@ -97,13 +103,19 @@ mod tests {
         let reflashed = hardware(&[("device-tree", 1), ("machine-id", 9)]);
         assert_eq!(choose(&auto, "m", &reflashed, Some(&kept)), Choice::Keep(kept.uid));
         // Nothing comparable can be read (another user, another kernel): no reason to change.
-        assert_eq!(choose(&auto, "m", &hardware(&[("dmi", 1)]), Some(&kept)), Choice::Keep(kept.uid));
+        assert_eq!(
+            choose(&auto, "m", &hardware(&[("dmi", 1)]), Some(&kept)),
+            Choice::Keep(kept.uid)
+        );
     }
 
     #[test]
     fn a_text_is_mapped_and_a_server_s_uid_outlives_a_restart_but_not_a_new_text() {
         let text = InstanceId::Text("gateway-7".to_owned());
-        assert_eq!(choose(&text, "m", &Hardware::new(), None), Choice::Take(Uid::v5("gateway-7", "m")));
+        assert_eq!(
+            choose(&text, "m", &Hardware::new(), None),
+            Choice::Take(Uid::v5("gateway-7", "m"))
+        );
         let given = kept(&text, Hardware::new());
         assert_eq!(choose(&text, "m", &Hardware::new(), Some(&given)), Choice::Keep(given.uid));
         let other = InstanceId::Text("gateway-8".to_owned());

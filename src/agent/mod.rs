@@ -7,11 +7,11 @@
 pub mod backoff;
 pub mod bounds;
 pub mod capabilities;
-//pub mod configset;
+pub mod configset;
 pub mod health;
 pub mod identity;
-//mod merge;
-//pub mod redact;
+pub mod merge;
+pub mod redact;
 pub mod report;
 pub mod rollout;
 pub mod session;
@@ -222,7 +222,7 @@ impl Config {
             has_checks: !settings.health.checks.is_empty(),
             check_interval: settings.health.check_interval,
             attributes: Attributes::new(settings, host),
-            bounds: Bounds { max_message: server.max_message_size },
+            bounds: Bounds { max_message: server.max_message_size, ..Bounds::default() },
         }
     }
 }
@@ -453,10 +453,7 @@ impl Agent {
         let workload = self.state.workload.as_ref().and_then(Supervision::deadline);
         let check = self.next_check.filter(|_| self.checks_run());
         let session = self.session.as_ref().and_then(Session::deadline);
-        [session, self.state.rollout.deadline(), workload, check]
-            .into_iter()
-            .flatten()
-            .min()
+        [session, self.state.rollout.deadline(), workload, check].into_iter().flatten().min()
     }
 
     /// A view for people.
@@ -510,10 +507,8 @@ impl Agent {
 
     fn command(&mut self, message: &ServerToAgent, actions: &mut Vec<Action>) {
         let known = message.command.as_ref().map(|command| CommandType::try_from(command.r#type));
-        let accepted = capabilities::has(
-            self.capabilities(),
-            AgentCapabilities::AcceptsRestartCommand,
-        );
+        let accepted =
+            capabilities::has(self.capabilities(), AgentCapabilities::AcceptsRestartCommand);
         match known {
             Some(Ok(CommandType::Restart)) if accepted => {
                 actions.push(Action::Log(

@@ -10,7 +10,10 @@ use crate::{clock, runtime, sys};
 
 pub(super) fn run(config: &Path) -> u8 {
     // Before anything can start a thread.
-    sys::limit_blocking_pool();
+    if let Err(error) = sys::limit_blocking_pool() {
+        complain(&format!("the blocking pool cannot be bounded: {error}"));
+        return FAILED;
+    }
     let loaded = match settings::load(config, &settings::Process) {
         Ok(loaded) => loaded,
         Err(problems) => {

@@ -37,7 +37,13 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> u8 {
     } else {
         print(&serde_yaml::to_string(&parsed).unwrap_or(document))
     };
-    if printed != OK { printed } else if healthy { OK } else { FAILED }
+    if printed != OK {
+        printed
+    } else if healthy {
+        OK
+    } else {
+        FAILED
+    }
 }
 
 /// The socket that the settings name. A file that cannot be read, or is bad, leaves the default: the agent may

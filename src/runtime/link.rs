@@ -124,14 +124,16 @@ async fn plan(links: &Links) -> Result<Plan, String> {
             let factory = Arc::clone(&links.factory);
             let tls = links.server.tls.clone();
             let connector = smol::unblock(move || {
-                let mut factory = factory.lock().map_err(|_| "an earlier attempt died".to_owned())?;
+                let mut factory =
+                    factory.lock().map_err(|_| "an earlier attempt died".to_owned())?;
                 factory.connector(&tls)
             });
             Some(connector.await?)
         }
     };
     if links.server.tls.insecure_skip_verify && tls.is_some() {
-        let text = "opamp.server.tls.insecure_skip_verify is on: the server is not verified".to_owned();
+        let text =
+            "opamp.server.tls.insecure_skip_verify is on: the server is not verified".to_owned();
         links.inbox.log(Tone::Warning, text).await;
     }
     Ok(Plan { server: links.server.clone(), tls })
@@ -145,7 +147,10 @@ async fn encode(links: &Links, report: Report) -> Option<Bytes> {
         match smol::unblock(move || store.effective()).await {
             Ok(map) => message.effective_config = Some(EffectiveConfig { config_map: Some(map) }),
             Err(error) => {
-                links.inbox.log(Tone::Warning, format!("the effective config is not reported: {error}")).await;
+                links
+                    .inbox
+                    .log(Tone::Warning, format!("the effective config is not reported: {error}"))
+                    .await;
             }
         }
     }

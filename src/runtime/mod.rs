@@ -8,8 +8,7 @@ mod link;
 mod socket;
 
 use core::time::Duration;
-use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -33,7 +32,11 @@ use crate::settings::{Apply, Level, Loaded, Owner, Settings};
 use crate::status::{self, Surroundings};
 use crate::store::Store;
 use crate::transport::tls::Factory;
-use crate::workload::{Child, Identity, Outcome, Spec, check, command, placeholders};
+use crate::workload::check;
+use crate::workload::command;
+use crate::workload::identity::Identity;
+use crate::workload::placeholders::{self, Places};
+use crate::workload::spawn::{Child, Spec};
 use link::{Link, Links, Task};
 
 /// Inputs that may wait for the core; whoever has one more waits himself.
@@ -134,7 +137,8 @@ impl<'a> Runtime<'a> {
         let now = now();
         let settings = Rc::new(loaded.settings);
         let user = settings.workload.as_ref().and_then(|workload| workload.user.as_deref());
-        let identity = user.map(Identity::find).transpose().map_err(Fatal)?;
+        let identity =
+            user.map(Identity::find).transpose().map_err(|error| Fatal(error.to_string()))?;
         let store = Arc::new(Store::new(&settings, identity.as_ref().map(|identity| identity.gid)));
         let mut problems: Vec<String> = loaded.deferred.iter().map(ToString::to_string).collect();
         let lock = match store.prepare() {
@@ -193,7 +197,10 @@ impl<'a> Runtime<'a> {
                 self.executor.spawn(socket::accept(listener, Rc::clone(&self.inbox))).detach();
             }
             Err(error) => {
-                self.problem(format!("status_socket {}: {error}", self.settings.status_socket.display()));
+                self.problem(format!(
+                    "status_socket {}: {error}",
+                    self.settings.status_socket.display()
+                ));
             }
         }
         self.identify();
@@ -279,11 +286,8 @@ impl<'a> Runtime<'a> {
     fn validate(&mut self, generation: crate::agent::rollout::Generation) {
         let words = &self.settings.remote_config.validate;
         let spec = self.store.candidate(generation).and_then(|(directory, main)| {
-            self.spec(words, |name| match name {
-                "config_dir" => Some(directory.display().to_string()),
-                "config_file" => Some(main.display().to_string()),
-                _ => None,
-            })
+            let places = Places { config_dir: directory, config_file: Some(main), ..self.places() };
+            self.spec(words, &places)
         });
         self.run_command(spec, Event::Validated);
     }
@@ -300,11 +304,10 @@ impl<'a> Runtime<'a> {
         let running = async move {
             let result = match spec {
                 Ok(spec) => {
-                    let name = spec.argv.first().cloned().unwrap_or_default();
-                    match command::run(&spec, COMMAND_TIMEOUT).await {
-                        Outcome::Ok => Ok(()),
-                        Outcome::Failed { how, output } => Err(with_output(&format!("{name} {how}"), &output)),
-                    }
+                    let program = spec.argv.first().map(|word| word.to_string_lossy().into_owned());
+                    let outcome = command::run(&spec, COMMAND_TIMEOUT).await;
+                    let text = format!("{} {outcome}", program.unwrap_or_default());
+                    if outcome.success() { Ok(()) } else { Err(text) }
                 }
                 Err(error) => Err(error),
             };
@@ -316,21 +319,24 @@ impl<'a> Runtime<'a> {
     fn start_workload(&mut self) {
         let Some(workload) = &self.settings.workload else { return };
         let Owner::Chiton { command } = &workload.owner else {
-            self.aftermath.push_back(Event::WorkloadNotStarted("external workloads come later".to_owned()));
+            self.aftermath
+                .push_back(Event::WorkloadNotStarted("external workloads come later".to_owned()));
             return;
         };
-        let child = self.running_spec(command).and_then(|spec| Child::spawn(&spec));
+        let child = self
+            .running_spec(command)
+            .and_then(|spec| Child::spawn(&spec).map_err(|error| error.to_string()));
         match child {
             Ok(child) => {
                 let child = Rc::new(child);
-                let pid = child.pid();
+                let pid = u32::try_from(child.pid()).unwrap_or_default();
                 self.say(Tone::Info, &format!("the workload runs as process {pid}"));
                 self.aftermath.push_back(Event::WorkloadStarted { pid });
                 let inbox = Rc::clone(&self.inbox);
                 let watched = Rc::clone(&child);
                 let watching = async move {
-                    let exit = watched.run().await;
-                    let text = with_output(&exit.to_string(), &watched.tail());
+                    let exit = watched.wait().await;
+                    let text = with_output(&exit.to_string(), &watched.output_tail());
                     inbox.put(Event::WorkloadExited(text)).await;
                 };
                 self.executor.spawn(watching).detach();
@@ -345,14 +351,21 @@ impl<'a> Runtime<'a> {
 
     fn stop_workload(&mut self) {
         let Some(child) = self.child.take() else { return };
-        let timeout = self.settings.workload.as_ref().map_or(Duration::ZERO, |workload| workload.stop_timeout);
+        let timeout = self
+            .settings
+            .workload
+            .as_ref()
+            .map_or(Duration::ZERO, |workload| workload.stop_timeout);
         // The task that watches it reports the end.
-        self.executor.spawn(async move { child.stop(timeout).await }).detach();
+        let stopping = async move {
+            child.stop(timeout).await;
+        };
+        self.executor.spawn(stopping).detach();
     }
 
     fn reload(&mut self) {
         let result = match &self.child {
-            Some(child) => child.hang_up(),
+            Some(child) => child.reload().map_err(|error| error.to_string()),
             None => Err("the workload does not run".to_owned()),
         };
         self.aftermath.push_back(Event::Reloaded(result));
@@ -365,35 +378,52 @@ impl<'a> Runtime<'a> {
             self.aftermath.push_back(Event::Checked { round, results: Vec::new() });
             return;
         }
+        // A check program runs as the workload does.
+        let spec = match self.spec(&[], &self.places()) {
+            Ok(spec) => spec,
+            Err(error) => return self.say(Tone::Warning, &error),
+        };
         let checking = async move {
-            let results = check::run_all(&settings.health.checks).await;
+            let results = check::run_all(&settings.health.checks, &spec).await;
             inbox.put(Event::Checked { round, results }).await;
         };
         self.executor.spawn(checking).detach();
     }
 
     fn running_spec(&self, words: &[String]) -> Result<Spec, String> {
-        self.spec(words, |name| match name {
-            "config_dir" => Some(self.store.config_dir().display().to_string()),
-            "config_file" => self.store.config_file().map(|path| path.display().to_string()),
-            _ => None,
-        })
+        self.spec(words, &self.places())
     }
 
-    fn spec(&self, words: &[String], lookup: impl Fn(&str) -> Option<String>) -> Result<Spec, String> {
+    /// What the placeholders stand for now.
+    fn places(&self) -> Places {
+        Places {
+            config_dir: self.store.config_dir(),
+            config_file: self.store.config_file(),
+            packages_dir: self.settings.packages_dir.clone(),
+            package_dirs: BTreeMap::new(),
+        }
+    }
+
+    fn spec(&self, words: &[String], places: &Places) -> Result<Spec, String> {
+        let workload = self.settings.workload.as_ref();
+        let env = workload.map(|workload| workload.env.iter()).into_iter().flatten();
         Ok(Spec {
-            argv: placeholders::fill(words, lookup)?,
-            env: self.settings.workload.as_ref().map(|workload| workload.env.clone()).unwrap_or_default(),
+            argv: placeholders::fill(words, places).map_err(|error| error.to_string())?,
+            env: env.map(|(name, value)| (name.into(), value.into())).collect(),
             withhold: self.withhold.clone(),
-            identity: self.identity.clone(),
             cwd: None,
+            user: self.identity.clone(),
+            oom_score_adj: workload.and_then(|workload| workload.oom_score_adj),
+            ambient_capabilities: workload
+                .map_or_else(Vec::new, |workload| workload.ambient_capabilities.clone()),
         })
     }
 
     /// Finds out which uid to go by, and connects.
     fn identify(&mut self) {
         let hardware = host::hardware();
-        let setting = &self.settings.agent.instance_id;
+        let settings = Rc::clone(&self.settings);
+        let setting = &settings.agent.instance_id;
         let kept = match self.store.uid() {
             Ok(kept) => kept,
             Err(error) => {
@@ -468,7 +498,11 @@ impl<'a> Runtime<'a> {
             HUP => self.say(Tone::Warning, "SIGHUP: chiton.yaml is read at the start only"),
             _ => {
                 self.say(Tone::Info, "ending in order");
-                let stop = self.settings.workload.as_ref().map_or(Duration::ZERO, |workload| workload.stop_timeout);
+                let stop = self
+                    .settings
+                    .workload
+                    .as_ref()
+                    .map_or(Duration::ZERO, |workload| workload.stop_timeout);
                 self.give_up_at = Some(now().mono.after(stop.saturating_add(SHUTDOWN_GRACE)));
                 self.handle(Event::Shutdown);
             }
@@ -490,7 +524,10 @@ impl<'a> Runtime<'a> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the loop reads the clock, and gives the time to the core")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the loop reads the clock, and gives the time to the core"
+)]
 fn now() -> Now {
     clock::now()
 }
@@ -546,7 +583,8 @@ async fn watch_signals(signals: Signals, inbox: Rc<Inbox>) {
     let watch = async |stream: &Io<UnixStream>, byte: u8| {
         let mut buffer = [0; 16];
         loop {
-            let read = stream.when_readable(|mut stream| io::Read::read(&mut stream, &mut buffer)).await;
+            let read =
+                stream.when_readable(|mut stream| io::Read::read(&mut stream, &mut buffer)).await;
             if read.is_err() {
                 return;
             }

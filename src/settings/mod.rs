@@ -2,5 +2,6 @@
 
 pub mod endpoint;
 mod model;
-
+mod stub;
 pub use model::*;
+pub use stub::*;

@@ -62,6 +62,8 @@ pub struct Server {
     pub max_message_size: usize,
     /// Host patterns that offers and downloads may name.
     pub allow_endpoints: Vec<String>,
+    /// Why no connection can be tried: a variable or a file that the settings name is missing.
+    pub unusable: Option<String>,
 }
 
 /// A parsed endpoint URL.

@@ -12,7 +12,7 @@ const TEMPORARY: &str = ".chiton-new-";
 ///
 /// # Errors
 /// The first step that failed; the old file is still there.
-pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary(path)?;
     create(&temporary, bytes, mode)?;
     fs::rename(&temporary, path)?;
@@ -23,7 +23,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// The first step that failed.
-pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+pub(super) fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -38,7 +38,7 @@ pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// The first step that failed; the old one is still there.
-pub fn point(link: &Path, target: &Path) -> io::Result<()> {
+pub(super) fn point(link: &Path, target: &Path) -> io::Result<()> {
     let temporary = temporary(link)?;
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -53,7 +53,7 @@ pub fn point(link: &Path, target: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// When it is there and cannot be removed.
-pub fn remove(path: &Path) -> io::Result<()> {
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
@@ -65,7 +65,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// When it cannot be opened or flushed.
-pub fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
@@ -73,7 +73,7 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Also when it is larger.
-pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let mut bytes = Vec::new();
     // One byte more than allowed tells whether there was more.
@@ -89,7 +89,7 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// When it cannot be made.
-pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+pub(super) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     match fs::create_dir(path) {
         Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),

@@ -54,6 +54,9 @@ pub struct Store {
     group: Option<u32>,
 }
 
+/// The local file's base name, and its contents where it exists.
+type LocalFile = (String, Option<Vec<u8>>);
+
 /// Held while the agent runs.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "dropping it unlocks")] File);
@@ -148,7 +151,7 @@ impl Store {
             Ok(local) => local,
             Err(error) => return Staged::Failed(error),
         };
-        let local = local.as_ref().map(|(name, body)| Local { name, body });
+        let local = local.as_ref().map(|(name, body)| Local { name, body: body.as_deref() });
         let set = match configset::place(offer, local, &self.rules) {
             Ok(set) => set,
             Err(refusal) => return Staged::Refused(refusal.to_string()),
@@ -210,14 +213,15 @@ impl Store {
     pub fn effective(&self) -> Result<AgentConfigMap, String> {
         let mut map = AgentConfigMap::default();
         let Some(number) = self.running() else {
-            if let Some((_, body)) = self.read_local()? {
+            if let Some((_, Some(body))) = self.read_local()? {
                 map.config_map.insert(String::new(), self.reported(body, "text/yaml".to_owned()));
             }
             return Ok(map);
         };
         for file in self.describe(number)?.files {
             let path = self.directory(number).join(&file.name);
-            let body = files::read(&path, MAX_LOCAL).map_err(|error| format!("{}: {error}", path.display()))?;
+            let body = files::read(&path, MAX_LOCAL)
+                .map_err(|error| format!("{}: {error}", path.display()))?;
             map.config_map.insert(file.offered, self.reported(body, file.content_type));
         }
         Ok(map)
@@ -228,15 +232,20 @@ impl Store {
             std::borrow::Cow::Borrowed(_) => None,
             std::borrow::Cow::Owned(masked) => Some(masked),
         };
-        AgentConfigObject { body: Bytes::from(masked.unwrap_or(body)), content_type, role: String::new() }
+        AgentConfigObject {
+            body: Bytes::from(masked.unwrap_or(body)),
+            content_type,
+            role: String::new(),
+        }
     }
 
-    fn read_local(&self) -> Result<Option<(String, Vec<u8>)>, String> {
+    fn read_local(&self) -> Result<Option<LocalFile>, String> {
         let Some(path) = &self.local else { return Ok(None) };
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name =
+            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         match files::read(path, MAX_LOCAL) {
-            Ok(body) => Ok(Some((name, body))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(body) => Ok(Some((name, Some(body)))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some((name, None))),
             Err(error) => Err(format!("local_config_path {}: {error}", path.display())),
         }
     }
@@ -256,10 +265,9 @@ impl Store {
         let description = Description {
             digest: digest.to_vec(),
             remote,
-            main: set.main().name.clone(),
+            main: set.main_name().to_owned(),
             files: set
                 .files()
-                .iter()
                 .map(|file| FileDescription {
                     name: file.name.clone(),
                     offered: file.offered.clone(),
@@ -306,7 +314,9 @@ impl Store {
         let keep = [memory.committed.map(|generation| generation.number), self.running()];
         let Ok(numbers) = self.numbers() else { return };
         let spare = numbers.len().saturating_sub(self.rules.history.max(1));
-        for number in numbers.into_iter().take(spare).filter(|number| !keep.contains(&Some(*number))) {
+        for number in
+            numbers.into_iter().take(spare).filter(|number| !keep.contains(&Some(*number)))
+        {
             let _ = fs::remove_dir_all(self.directory(number));
             let _ = fs::remove_file(self.description_of(number));
         }

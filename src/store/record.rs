@@ -13,11 +13,11 @@ use crate::agent::uid::Uid;
 /// First bytes of every record; the number rises when an older Chiton could misread a newer record.
 const MAGIC: &[u8; 8] = b"chiton1\n";
 /// Largest record: sixteen failures with their reasons are well below it.
-pub const MAX_RECORD: u64 = 128 * 1024;
+pub(super) const MAX_RECORD: u64 = 128 * 1024;
 
 /// Puts magic and digest in front.
 #[must_use]
-pub fn seal(payload: &[u8]) -> Vec<u8> {
+pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
     let digest: [u8; 32] = Sha256::digest(payload).into();
     [MAGIC.as_slice(), &digest, payload].concat()
 }
@@ -26,7 +26,7 @@ pub fn seal(payload: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn open(bytes: &[u8]) -> Result<&[u8], String> {
+pub(super) fn open(bytes: &[u8]) -> Result<&[u8], String> {
     let rest = bytes.strip_prefix(MAGIC.as_slice()).ok_or("it is not one of Chiton's records")?;
     let (digest, payload) = rest.split_at_checked(32).ok_or("it is cut short")?;
     let expected: [u8; 32] = Sha256::digest(payload).into();
@@ -34,7 +34,7 @@ pub fn open(bytes: &[u8]) -> Result<&[u8], String> {
 }
 
 /// A record that can be written and read.
-pub trait Record: Sized {
+pub(super) trait Record: Sized {
     /// Its protobuf bytes.
     fn to_payload(&self) -> Vec<u8>;
     /// From its protobuf bytes; the error says what is wrong.
@@ -79,7 +79,11 @@ struct MemoryRecord {
 
 impl GenerationRecord {
     fn new(generation: &Generation) -> Self {
-        Self { number: generation.number, digest: generation.digest.to_vec(), remote: generation.remote }
+        Self {
+            number: generation.number,
+            digest: generation.digest.to_vec(),
+            remote: generation.remote,
+        }
     }
 
     fn into_generation(self) -> Result<Generation, String> {
@@ -145,7 +149,8 @@ struct KeptRecord {
 
 impl Record for Kept {
     fn to_payload(&self) -> Vec<u8> {
-        let hardware = self.hardware.iter().map(|(source, digest)| (source.clone(), digest.to_vec()));
+        let hardware =
+            self.hardware.iter().map(|(source, digest)| (source.clone(), digest.to_vec()));
         KeptRecord {
             uid: self.uid.as_bytes().to_vec(),
             configured: self.configured.clone(),
@@ -159,7 +164,9 @@ impl Record for Kept {
         let hardware: Result<_, String> = record
             .hardware
             .into_iter()
-            .map(|(source, digest)| Ok((source, digest.try_into().map_err(|_| "a digest is not 32 bytes")?)))
+            .map(|(source, digest)| {
+                Ok((source, digest.try_into().map_err(|_| "a digest is not 32 bytes")?))
+            })
             .collect();
         Ok(Self {
             uid: Uid::from_slice(&record.uid).ok_or("the uid is not 16 bytes")?,
@@ -171,7 +178,7 @@ impl Record for Kept {
 
 /// What a generation's directory does not say by itself: it stands beside it.
 #[derive(Clone, PartialEq, Message)]
-pub struct Description {
+pub(super) struct Description {
     /// What is in it.
     #[prost(bytes = "vec", tag = "1")]
     pub digest: Vec<u8>,
@@ -188,7 +195,7 @@ pub struct Description {
 
 /// One file of a generation.
 #[derive(Clone, PartialEq, Message)]
-pub struct FileDescription {
+pub(super) struct FileDescription {
     /// Its name on disk.
     #[prost(string, tag = "1")]
     pub name: String,

@@ -418,7 +418,7 @@ impl AsyncWrite for Metered {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
+    #![expect(clippy::unwrap_used, clippy::panic, clippy::type_complexity, reason = "tests")]
 
     use super::*;
 

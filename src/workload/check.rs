@@ -1,6 +1,9 @@
 //! Health checks: an HTTP GET, a TCP connection, a command. Each ends within its limit.
 
 use core::fmt;
+use core::future::poll_fn;
+use core::pin::Pin;
+use core::task::Poll;
 use core::time::Duration;
 use std::error::Error;
 use std::io;
@@ -10,9 +13,10 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::command;
 use super::spawn::Spec;
+use crate::agent::health::CheckResult;
 use crate::net;
 use crate::reactor::{Io, within};
-use crate::settings::HttpTarget;
+use crate::settings::{Check, CheckKind, HttpTarget};
 
 /// Bytes read of an answer: the status line is all that counts.
 pub const MAX_STATUS_LINE: usize = 1024;
@@ -47,20 +51,65 @@ pub enum Why {
 
 impl fmt::Display for CheckFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.what)?;
-        match &self.why {
-            Why::Unresolved(error) => write!(f, "name lookup failed: {error}"),
-            Why::Unreachable(address, error) => write!(f, "cannot connect to {address}: {error}"),
-            Why::Broken(error) => write!(f, "the connection broke: {error}"),
-            Why::NotHttp => f.write_str("the answer is not HTTP"),
-            Why::Status(status) => write!(f, "answered with status {status}"),
-            Why::TimedOut(limit) => write!(f, "no result within {limit:?}"),
-            Why::Command(outcome) => outcome.fmt(f),
+        write!(f, "{}: {}", self.what, self.why)
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unresolved(error) => write!(f, "name lookup failed: {error}"),
+            Self::Unreachable(address, error) => write!(f, "cannot connect to {address}: {error}"),
+            Self::Broken(error) => write!(f, "the connection broke: {error}"),
+            Self::NotHttp => f.write_str("the answer is not HTTP"),
+            Self::Status(status) => write!(f, "answered with status {status}"),
+            Self::TimedOut(limit) => write!(f, "no result within {limit:?}"),
+            Self::Command(outcome) => outcome.fmt(f),
         }
     }
 }
 
 impl Error for CheckFailure {}
+
+/// Runs all checks at once, each within its own limit. `spec` is how a check's program is started: its `argv` is put
+/// in here.
+pub async fn run_all(checks: &[Check], spec: &Spec) -> Vec<CheckResult> {
+    let mut running: Vec<Pin<Box<dyn Future<Output = CheckResult> + '_>>> =
+        checks.iter().map(|check| Box::pin(run(check, spec)) as _).collect();
+    let mut results: Vec<Option<CheckResult>> = checks.iter().map(|_| None).collect();
+    poll_fn(|cx| {
+        for (future, slot) in running.iter_mut().zip(&mut results) {
+            if slot.is_none()
+                && let Poll::Ready(result) = future.as_mut().poll(cx)
+            {
+                *slot = Some(result);
+            }
+        }
+        if results.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    results.into_iter().flatten().collect()
+}
+
+async fn run(check: &Check, spec: &Spec) -> CheckResult {
+    let (name, result) = match &check.kind {
+        CheckKind::Http(target) => {
+            let name =
+                format!("http http://{}{}", Authority(&target.host, target.port), target.path);
+            (name, http(target, check.timeout).await)
+        }
+        CheckKind::Tcp { host, port } => {
+            (format!("tcp {}", Authority(host, *port)), tcp(host, *port, check.timeout).await)
+        }
+        CheckKind::Exec(argv) => {
+            let spec = Spec { argv: argv.iter().map(Into::into).collect(), ..spec.clone() };
+            (format!("exec {}", argv.join(" ")), exec(&spec, check.timeout).await)
+        }
+        CheckKind::MemoryMax(bytes) => (format!("memory_max {bytes}"), Ok(())),
+        CheckKind::CpuMax(cores) => (format!("cpu_max {cores}"), Ok(())),
+    };
+    CheckResult { name, failure: result.err().map(|failure| failure.why.to_string()) }
+}
 
 /// GET answers 2xx.
 ///
