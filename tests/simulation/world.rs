@@ -19,7 +19,7 @@ use chiton::settings::{
 };
 use chiton_proto::{
     AgentConfigMap, AgentIdentification, CommandType, Message, RemoteConfigStatuses,
-    ServerToAgent, ServerToAgentCommand,
+    ServerToAgent, ServerToAgentCommand, any_value::Value,
 };
 
 use super::random::Random;
@@ -29,7 +29,6 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
-const LOCAL: &str = "Good#local";
 /// More events than this at one instant are a loop.
 const AT_ONCE: u32 = 64;
 
@@ -181,7 +180,8 @@ pub(crate) struct World {
     agent: Agent,
     config: Config,
     http: bool,
-    has_local: bool,
+    /// The contents of the local file.
+    local: Option<Kind>,
     capabilities: u64,
 
     disk: Disk,
@@ -216,12 +216,17 @@ pub(crate) struct World {
     // What is watched.
     next_sequence: u64,
     uid: Uid,
+    uid_text: String,
     last_sent: Option<Duration>,
     said_goodbye: bool,
     asked_http: bool,
     not_before: Duration,
     /// Hashes that may stand in a status: the last received one, or one that came for another uid of ours.
     hashes: Vec<Bytes>,
+    /// Something beside its contents speaks against the candidate.
+    blamed: bool,
+    /// The newest of the contents that failed.
+    failed: Option<Digest>,
     staging: u32,
     activating: u32,
     at_once: u32,
@@ -380,7 +385,12 @@ impl World {
         let settings = settings(profile, &mut random, http, &apply);
         let config = Config::new(&settings, Host::default());
         let uid = Uid::from_slice(&random.bytes16()).unwrap();
-        let has_local = random.percent(50);
+        let local = match random.below(10) {
+            0..4 => Some(Kind::Good),
+            4 => Some(Kind::Crashes),
+            5 => Some(Kind::NoStart),
+            _ => None,
+        };
         let disk = Disk { uid, memory: Memory::default(), generations: BTreeMap::new(), next: 1 };
         let agent = Agent::new(config.clone(), Memory::default(), random.next(), Now::default());
         let server = Model {
@@ -397,7 +407,7 @@ impl World {
             agent,
             config,
             http,
-            has_local,
+            local,
             capabilities: capabilities::usable(&settings),
             disk,
             jobs: VecDeque::new(),
@@ -423,11 +433,14 @@ impl World {
             calm: false,
             next_sequence: 0,
             uid,
+            uid_text: uid.to_string(),
             last_sent: None,
             said_goodbye: false,
             asked_http: false,
             not_before: Duration::ZERO,
             hashes: Vec::new(),
+            blamed: false,
+            failed: None,
             staging: 0,
             activating: 0,
             at_once: 0,
@@ -489,11 +502,14 @@ impl World {
         self.running = self.disk.memory.committed;
         self.next_sequence = 0;
         self.uid = self.disk.uid;
+        self.uid_text = self.uid.to_string();
         self.net = Net::None;
         self.link = 0;
         self.last_sent = None;
+        self.not_before = Duration::ZERO;
         self.exited = false;
         self.ending = false;
+        self.failed = self.disk.memory.failed.front().map(|failed| failed.digest);
         self.hashes = vec![self.disk.memory.received.clone().unwrap_or_default()];
         let now = self.clocks();
         let mut actions = Vec::new();
@@ -649,6 +665,7 @@ impl World {
             Event::LinkDown { link, .. } if *link == self.link => self.net = Net::None,
             Event::UidKept { uid, .. } => {
                 self.uid = *uid;
+                self.uid_text = uid.to_string();
                 self.causes_today += 1;
             }
             Event::Staged(_) => self.staging -= 1,
@@ -728,6 +745,7 @@ impl World {
                 Action::Stage { offer, known } => {
                     assert_eq!(self.staging, 0, "two candidates at once");
                     self.staging += 1;
+                    self.blamed = self.now < self.sick_until || self.disk_fails > 0;
                     self.job(Job::Stage(offer, known));
                 }
                 Action::Activate(generation) => {
@@ -736,7 +754,10 @@ impl World {
                     self.may_run(generation);
                     self.job(Job::Activate(generation));
                 }
-                Action::Remember(memory) => self.job(Job::Remember(memory)),
+                Action::Remember(memory) => {
+                    self.judged(&memory);
+                    self.job(Job::Remember(memory));
+                }
                 Action::Validate(generation) => {
                     let body = &self.disk.generations[&generation.number].1;
                     let result = match kind_of(body) {
@@ -942,7 +963,8 @@ impl World {
 
     /// Keeps what the agent may say about the offer in this message.
     fn expect(&mut self, message: &ServerToAgent) {
-        if let Some(error) = &message.error_response
+        let mine = message.instance_uid.as_ref() == self.uid.as_bytes();
+        if let Some(error) = message.error_response.as_ref().filter(|_| mine)
             && let Some(chiton_proto::server_error_response::Details::RetryInfo(info)) =
                 &error.details
         {
@@ -953,7 +975,6 @@ impl World {
             return;
         }
         let Some(offer) = &message.remote_config else { return };
-        let mine = message.instance_uid.as_ref() == self.uid.as_bytes();
         if mine {
             self.hashes.clear();
         }
@@ -979,8 +1000,13 @@ impl World {
             Some(&snapshot.remote_config),
             "the server's status is stale"
         );
-        let description = format!("{:?}", view.description);
-        assert!(description.contains(&self.uid.to_string()), "the description is stale");
+        let description = view.description.as_ref().unwrap();
+        let told = Some(Value::StringValue(self.uid_text.clone()));
+        let told = description.identifying_attributes.iter().any(|attribute| {
+            attribute.key == "service.instance.id"
+                && attribute.value.as_ref().is_some_and(|value| value.value == told)
+        });
+        assert!(told, "the description is stale");
         if self.activating == 0 && self.jobs.is_empty() {
             let running = self.running_body().unwrap_or_default();
             assert_eq!(view.effective.as_ref(), Some(&running), "the effective config is stale");
@@ -1042,8 +1068,10 @@ impl World {
                 let body = &map.config_map["main.yaml"].body;
                 core::str::from_utf8(body).unwrap().to_owned()
             }
-            None if self.has_local => LOCAL.to_owned(),
-            None => return Staged::Refused("there is no local_config_path".to_owned()),
+            None => match self.local {
+                Some(kind) => format!("{kind:?}#local"),
+                None => return Staged::Refused("there is no local_config_path".to_owned()),
+            },
         };
         if kind_of(&body) == Kind::Refused {
             return Staged::Refused("not allowed here".to_owned());
@@ -1075,6 +1103,20 @@ impl World {
         assert_eq!(new.number, newest, "goes back to an older generation without a rollback");
         let failed = self.disk.memory.failed.iter().any(|failed| failed.digest == new.digest);
         assert!(!failed, "contents that failed run again");
+    }
+
+    /// A good configuration fails only if something else went wrong.
+    fn judged(&mut self, memory: &Memory) {
+        let failed = memory.failed.front().map(|failed| failed.digest);
+        if failed == self.failed {
+            return;
+        }
+        self.failed = failed;
+        let Some(digest) = failed else { return };
+        let mut generations = self.disk.generations.values();
+        let (_, body) = generations.find(|(of, _)| *of == digest).unwrap();
+        let just = self.blamed || kind_of(body) != Kind::Good;
+        assert!(just, "{body} failed, and nothing was wrong: {:?}", memory.failed.front());
     }
 
     fn running_body(&self) -> Option<String> {
@@ -1145,7 +1187,18 @@ impl World {
         }
     }
 
+    /// Where there is a configuration, the workload runs or is about to.
+    fn looked_after(&self) {
+        let snapshot = self.agent.snapshot();
+        let status = snapshot.health.status.as_str();
+        if snapshot.phase == "idle" && (self.local.is_some() || snapshot.committed.is_some()) {
+            let wanted = matches!(status, "running" | "starting" | "restarting");
+            assert!(wanted, "the workload is {status}, and nobody starts it");
+        }
+    }
+
     fn mishap(&mut self) {
+        self.looked_after();
         self.tally.mishaps += 1;
         self.causes_today += 4;
         if self.random.percent(self.profile.offers) {
@@ -1162,6 +1215,7 @@ impl World {
             return;
         }
         let which = self.random.below(22);
+        self.blamed |= matches!(which, 13 | 14 | 16 | 19);
         self.say(|| format!("MISHAP {which}"));
         match which {
             0 | 1 => self.cut("connection reset", LinkErrorKind::Failed),
@@ -1173,7 +1227,7 @@ impl World {
                 self.cut("the server restarts", LinkErrorKind::Failed);
             }
             5 => {
-                self.outage_until = self.now + self.random.between(MINUTE, 6 * HOUR);
+                self.outage_until = self.now + self.random.between(MINUTE, 3 * HOUR);
                 self.cut("no route to host", LinkErrorKind::Failed);
             }
             6 => {
