@@ -126,6 +126,7 @@ impl Server {
             return reply;
         }
         if mood == Mood::BadRequest {
+            self.views.entry(uid).or_default().needs_full = true;
             reply.error_response = Some(ServerErrorResponse {
                 r#type: ServerErrorResponseType::BadRequest.into(),
                 error_message: "no".to_owned(),

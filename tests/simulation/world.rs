@@ -29,6 +29,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+const CRASH: &str = "exited with status 1";
 /// More events than this at one instant are a loop.
 const AT_ONCE: u32 = 64;
 
@@ -1141,9 +1142,11 @@ impl World {
 
     fn load(&mut self, body: String) {
         self.loaded = body;
+        // What the former contents would have done to this process is not going to happen.
+        self.queue.retain(|_, later| !matches!(later, Later::Dies { text: CRASH, .. }));
         if let (Kind::Crashes, Some(pid)) = (kind_of(&self.loaded), self.process) {
             let wait = self.random.between(Duration::ZERO, 4 * SECOND);
-            self.later(wait, Later::Dies { pid, text: "exited with status 1" });
+            self.later(wait, Later::Dies { pid, text: CRASH });
         }
     }
 
