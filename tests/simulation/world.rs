@@ -183,6 +183,8 @@ pub(crate) struct World {
     http: bool,
     /// The contents of the local file.
     local: Option<Kind>,
+    /// It could be written, in this process.
+    local_placed: bool,
     capabilities: u64,
 
     disk: Disk,
@@ -409,6 +411,7 @@ impl World {
             config,
             http,
             local,
+            local_placed: false,
             capabilities: capabilities::usable(&settings),
             disk,
             jobs: VecDeque::new(),
@@ -510,6 +513,7 @@ impl World {
         self.not_before = Duration::ZERO;
         self.exited = false;
         self.ending = false;
+        self.local_placed = false;
         self.failed = self.disk.memory.failed.front().map(|failed| failed.digest);
         self.hashes = vec![self.disk.memory.received.clone().unwrap_or_default()];
         let now = self.clocks();
@@ -633,7 +637,10 @@ impl World {
             Later::Mishap => {
                 if !self.calm {
                     self.mishap();
-                    let wait = self.random.between(Duration::ZERO, self.profile.mishap * 2);
+                    // Seldom alone: what follows at once hits the trial that has just begun.
+                    let most =
+                        if self.random.percent(25) { 15 * SECOND } else { self.profile.mishap * 2 };
+                    let wait = self.random.between(Duration::ZERO, most);
                     self.later(wait, Later::Mishap);
                 }
             }
@@ -1084,6 +1091,7 @@ impl World {
         if broken {
             return Staged::Failed("no space left on device".to_owned());
         }
+        self.local_placed |= !remote;
         let number = self.disk.next;
         self.disk.next += 1;
         self.disk.generations.insert(number, (digest, body));
@@ -1194,7 +1202,7 @@ impl World {
     fn looked_after(&self) {
         let snapshot = self.agent.snapshot();
         let status = snapshot.health.status.as_str();
-        if snapshot.phase == "idle" && (self.local.is_some() || snapshot.committed.is_some()) {
+        if snapshot.phase == "idle" && (self.local_placed || snapshot.committed.is_some()) {
             let wanted = matches!(status, "running" | "starting" | "restarting");
             assert!(wanted, "the workload is {status}, and nobody starts it");
         }
