@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use chiton::agent::session::Outgoing;
 use chiton_proto::{
-    AgentConfigObject, AgentConfigMap, AgentDescription, AgentIdentification, AgentRemoteConfig,
+    AgentConfigMap, AgentConfigObject, AgentDescription, AgentIdentification, AgentRemoteConfig,
     ComponentHealth, RemoteConfigStatus, ServerErrorResponse, ServerErrorResponseType,
     ServerToAgent, ServerToAgentFlags,
 };
@@ -135,9 +135,9 @@ impl Server {
             return reply;
         }
         let view = self.views.entry(uid).or_default();
-        let follows = view.last.map_or(message.sequence_num == 0, |last| {
-            last.wrapping_add(1) == message.sequence_num
-        });
+        let follows = view
+            .last
+            .map_or(message.sequence_num == 0, |last| last.wrapping_add(1) == message.sequence_num);
         view.last = Some(message.sequence_num);
         let full = message.agent_description.is_some()
             && message.health.is_some()
@@ -170,8 +170,7 @@ impl Server {
             reply.remote_config = Some(desired.message());
         }
         if let Some(uid) = self.new_uid.take() {
-            reply.agent_identification =
-                Some(AgentIdentification { new_instance_uid: uid.into() });
+            reply.agent_identification = Some(AgentIdentification { new_instance_uid: uid.into() });
         }
         reply
     }

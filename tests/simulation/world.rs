@@ -18,8 +18,8 @@ use chiton::settings::{
     Settings, SignatureForm, Timeouts, Tls, TlsVersion, Workload,
 };
 use chiton_proto::{
-    AgentConfigMap, AgentIdentification, CommandType, Message, RemoteConfigStatuses,
-    ServerToAgent, ServerToAgentCommand, any_value::Value,
+    AgentConfigMap, AgentIdentification, CommandType, Message, RemoteConfigStatuses, ServerToAgent,
+    ServerToAgentCommand, any_value::Value,
 };
 
 use super::random::Random;
@@ -51,11 +51,11 @@ impl Profile {
         // A few seeds have the heartbeat that devices have; the rest a slower one, to be affordable.
         let heartbeat = match seed % 500 {
             0 => 30 * SECOND,
-            1..50 => 20 * MINUTE,
+            1..20 => 20 * MINUTE,
             _ => HOUR,
         };
         let faults_for = DAY * 30 - DAY / 2;
-        Self { verbose: false, faults_for, mishap: 3 * HOUR, offers: 20, heartbeat }
+        Self { verbose: false, faults_for, mishap: 5 * HOUR, offers: 25, heartbeat }
     }
 
     pub(crate) fn stormy() -> Self {
@@ -128,17 +128,32 @@ enum Later {
     /// For the core.
     Core(Event),
     /// A message of the server reaches link `link`.
-    Down { link: u64, message: Box<ServerToAgent>, foreign: bool },
+    Down {
+        link: u64,
+        message: Box<ServerToAgent>,
+        foreign: bool,
+    },
     /// A message of the agent reaches the server.
-    Up { link: u64, outgoing: Box<Outgoing>, effective: Option<String> },
+    Up {
+        link: u64,
+        outgoing: Box<Outgoing>,
+        effective: Option<String>,
+    },
     /// A ping reaches the server.
-    Ping { link: u64 },
+    Ping {
+        link: u64,
+    },
     /// The disk finishes its oldest job.
     Disk,
     /// The workload's process ends.
-    Dies { pid: u32, text: &'static str },
+    Dies {
+        pid: u32,
+        text: &'static str,
+    },
     /// A round of checks ends.
-    Checks { round: u64 },
+    Checks {
+        round: u64,
+    },
     Mishap,
 }
 
@@ -317,7 +332,7 @@ fn settings(profile: Profile, random: &mut Random, http: bool, apply: &Apply) ->
             ambient_capabilities: Vec::new(),
             oom_score_adj: None,
             stop_timeout: 10 * SECOND,
-            restart: Backoff { initial: SECOND, max: MINUTE },
+            restart: Backoff { initial: SECOND, max: 10 * MINUTE },
         }),
         local_config_path: None,
         remote_config: RemoteConfig {
@@ -396,10 +411,8 @@ impl World {
         };
         let disk = Disk { uid, memory: Memory::default(), generations: BTreeMap::new(), next: 1 };
         let agent = Agent::new(config.clone(), Memory::default(), random.next(), Now::default());
-        let server = Model {
-            capabilities: if random.percent(50) { 7 } else { 0 },
-            ..Model::default()
-        };
+        let server =
+            Model { capabilities: if random.percent(50) { 7 } else { 0 }, ..Model::default() };
         let mut world = Self {
             profile,
             now: Duration::ZERO,
@@ -692,7 +705,10 @@ impl World {
         }
         self.carry_out(actions);
         if up {
-            assert!(self.tally.sent > before, "the first report must follow the connection at once");
+            assert!(
+                self.tally.sent > before,
+                "the first report must follow the connection at once"
+            );
         }
         self.watch();
     }
@@ -823,7 +839,8 @@ impl World {
         let mut wait = self.soon();
         let event = if self.throttles > 0 {
             self.throttles -= 1;
-            let asked = self.random.percent(70).then(|| Duration::from_secs(self.random.below(200)));
+            let asked =
+                self.random.percent(70).then(|| Duration::from_secs(self.random.below(200)));
             self.not_before = self.now + wait + asked.unwrap_or_default().max(30 * SECOND);
             let kind = LinkErrorKind::Throttled(asked);
             Event::LinkDown { link, error: Some(LinkError { text: "503".to_owned(), kind }) }
@@ -1190,10 +1207,8 @@ impl World {
     fn push(&mut self, message: ServerToAgent) {
         if self.net == Net::Up && !self.http {
             let (wait, link) = (self.soon(), self.link);
-            let message = ServerToAgent {
-                instance_uid: self.uid.as_bytes().to_vec().into(),
-                ..message
-            };
+            let message =
+                ServerToAgent { instance_uid: self.uid.as_bytes().to_vec().into(), ..message };
             self.deliver(wait, link, message, false);
         }
     }
