@@ -891,7 +891,7 @@ impl World {
                 message.sequence_num,
                 message.agent_description.is_some(),
                 message.health.is_some(),
-                message.remote_config_status.as_ref().map(|status| status.status()),
+                message.remote_config_status.as_ref().map(chiton_proto::RemoteConfigStatus::status),
                 outgoing.effective_config,
             )
         });
