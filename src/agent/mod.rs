@@ -576,6 +576,8 @@ impl Agent {
         self.next_check = Some(now.mono.after(self.state.config.check_interval));
         let running = self.state.workload.as_ref().is_none_or(Supervision::is_running);
         if !running {
+            // They say nothing about the candidate: a restart is under way. The gate asks again.
+            self.state.rollout.unchecked(now);
             return;
         }
         self.on_rollout(now, actions, |rollout, out| rollout.checked(&results, now, out));
@@ -639,11 +641,17 @@ impl Agent {
     }
 
     fn ensure_workload(&mut self, actions: &mut Vec<Action>) {
+        if self.shutting_down {
+            return;
+        }
         self.on_workload(actions, Supervision::ensure);
     }
 
     /// Makes the workload read what has just become the running generation.
     fn apply(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.shutting_down {
+            return; // nothing starts again; the next start of Chiton begins from what is committed
+        }
         let running = self.state.workload.as_ref().is_some_and(Supervision::is_running);
         let failing = self.state.health.failing().filter(|_| running);
         let sick = failing.map(|check| check.name.clone()).collect();

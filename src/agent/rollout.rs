@@ -351,7 +351,10 @@ impl Rollout {
                 if let Err(error) = result {
                     out.push(Order::Say(format!("the workload after going back: {error}")));
                 }
-                self.memory.remember_failure(digest, &reason);
+                // The local file is tried again at the next start, whatever kept it from running.
+                if self.current.is_some() {
+                    self.memory.remember_failure(digest, &reason);
+                }
                 self.settle(Outcome::Failed(reason), out)
             }
             other => {
@@ -408,9 +411,21 @@ impl Rollout {
         false
     }
 
+    /// The checks could not be judged, since no process ran: they are asked for again.
+    pub fn unchecked(&mut self, now: Now) {
+        if let Phase::Trial(_, gate) = &mut self.phase
+            && core::mem::take(&mut gate.checking)
+        {
+            gate.next = now.mono.after(self.rules.interval);
+            gate.in_a_row = 0;
+        }
+    }
+
     /// The workload died by itself. True: the status changed.
     pub fn crashed(&mut self, text: &str, out: &mut Vec<Order>) -> bool {
         match &self.phase {
+            // The local file alone has nothing to go back to: it is started again.
+            Phase::Committing(..) if self.current.is_none() => false,
             Phase::Trial(generation, _) | Phase::Committing(generation, _) => {
                 let digest = generation.digest;
                 self.roll_back(digest, format!("the workload {text}"), out)
