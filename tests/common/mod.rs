@@ -2,7 +2,7 @@
 //!
 //! Nothing sleeps to synchronise. A test is the server: it accepts, reads and answers in its own thread, and every
 //! wait has a deadline that only a broken agent reaches.
-#![expect(clippy::disallowed_methods, reason = "tests have threads and read the clock")]
+#![expect(dead_code, reason = "each test binary uses a part")]
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -23,12 +23,12 @@ use tungstenite::protocol::Role;
 use tungstenite::{Bytes, Message, WebSocket};
 
 /// Only a broken agent makes a test wait this long.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a test watches for something that must not happen.
-pub const WINDOW: Duration = Duration::from_millis(700);
+pub(crate) const WINDOW: Duration = Duration::from_millis(700);
 
 /// Waits until a condition gives a value.
-pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition() {
@@ -41,35 +41,35 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 
 /// The parts of a settings file, as YAML in flow style.
 #[derive(Clone, Default)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// More keys of `opamp.server`, a line each.
-    pub server: Vec<String>,
+    pub(crate) server: Vec<String>,
     /// Entries of `opamp.capabilities`.
-    pub capabilities: Vec<&'static str>,
+    pub(crate) capabilities: Vec<&'static str>,
     /// Arguments of the workload's script.
-    pub arguments: Vec<&'static str>,
+    pub(crate) arguments: Vec<&'static str>,
     /// More keys of `opamp`, a line each.
-    pub opamp: Vec<String>,
+    pub(crate) opamp: Vec<String>,
 }
 
 /// Where one agent lives: its settings, state, socket and workload. Outlives the agent's process.
-pub struct Home {
+pub(crate) struct Home {
     dir: tempfile::TempDir,
 }
 
 impl Home {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         home.script("");
         home
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Makes the workload: it notes its pid and the configuration that it was given, does `body` and stays.
-    pub fn script(&self, body: &str) {
+    pub(crate) fn script(&self, body: &str) {
         let dir = self.dir.path().display();
         let script = format!(
             "if [ -n \"$1\" ]; then cp \"$1\" {dir}/seen.$$; fi\necho $$ >> {dir}/pids\n{body}\nexec sleep 1000\n"
@@ -78,7 +78,7 @@ impl Home {
     }
 
     /// Writes chiton.yaml.
-    pub fn settings(&self, endpoint: &str, settings: &Settings) {
+    pub(crate) fn settings(&self, endpoint: &str, settings: &Settings) {
         let dir = self.dir.path().display();
         let mut yaml = format!("opamp:\n  server:\n    endpoint: {endpoint}\n");
         if !settings.server.iter().any(|line| line.starts_with("reconnect")) {
@@ -104,7 +104,7 @@ impl Home {
     }
 
     /// Runs the binary to its end: `command --config FILE` and what else is given.
-    pub fn chiton(&self, command: &str, more: &[&str]) -> Output {
+    pub(crate) fn chiton(&self, command: &str, more: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_chiton"))
             .arg(command)
             .arg("--config")
@@ -115,7 +115,7 @@ impl Home {
     }
 
     /// Starts the agent.
-    pub fn start(&self) -> Agent<'_> {
+    pub(crate) fn start(&self) -> Agent<'_> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_chiton"))
             .args(["run", "--config"])
             .arg(self.path("chiton.yaml"))
@@ -133,7 +133,7 @@ impl Home {
     }
 
     /// The pids of the workloads that were started, in order.
-    pub fn pids(&self) -> Vec<i32> {
+    pub(crate) fn pids(&self) -> Vec<i32> {
         let text = fs::read_to_string(self.path("pids")).unwrap_or_default();
         // The last line may be half written.
         let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap());
@@ -141,18 +141,18 @@ impl Home {
     }
 
     /// The configuration that this workload was started with.
-    pub fn seen(&self, pid: i32) -> String {
+    pub(crate) fn seen(&self, pid: i32) -> String {
         fs::read_to_string(self.path(&format!("seen.{pid}"))).unwrap_or_default()
     }
 
     /// Waits for workload number `count` (from 1).
-    pub fn workload(&self, count: usize) -> i32 {
+    pub(crate) fn workload(&self, count: usize) -> i32 {
         eventually("the workload starts", || self.pids().get(count - 1).copied())
     }
 }
 
 /// Whether a process is there; a zombie is not.
-pub fn is_alive(pid: i32) -> bool {
+pub(crate) fn is_alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
@@ -196,19 +196,19 @@ impl Log {
 }
 
 /// A running agent. Killed, and its workload with it, when a test fails.
-pub struct Agent<'a> {
+pub(crate) struct Agent<'a> {
     home: &'a Home,
     child: Child,
     log: Arc<Log>,
 }
 
 impl Agent<'_> {
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.child.id().try_into().unwrap()
     }
 
     /// Waits for a line with all these words and returns it.
-    pub fn logs(&self, words: &[&str]) -> String {
+    pub(crate) fn logs(&self, words: &[&str]) -> String {
         let fits = |line: &&String| words.iter().all(|word| line.contains(word));
         self.log.wait(&format!("a line with {words:?}"), |said| {
             said.lines.iter().find(fits).cloned()
@@ -216,19 +216,19 @@ impl Agent<'_> {
     }
 
     /// All that was logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.said.lock().unwrap().lines.join("\n")
     }
 
     /// What `chiton status --json` says, and its exit code.
-    pub fn status(&self) -> (Value, Option<i32>) {
+    pub(crate) fn status(&self) -> (Value, Option<i32>) {
         let output = self.home.chiton("status", &["--json"]);
         let text = String::from_utf8(output.stdout).unwrap();
         (serde_yaml::from_str(&text).unwrap_or_default(), output.status.code())
     }
 
     /// Waits for a status in which the value at a dotted path fits.
-    pub fn shows(&self, path: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn shows(&self, path: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         eventually(path, || {
             let (status, _) = self.status();
@@ -238,26 +238,26 @@ impl Agent<'_> {
     }
 
     /// Waits for a status in which the text at a dotted path contains the words.
-    pub fn tells(&self, path: &str, words: &[&str]) -> String {
+    pub(crate) fn tells(&self, path: &str, words: &[&str]) -> String {
         let fits =
             |value: &Value| value.as_str().is_some_and(|t| words.iter().all(|w| t.contains(w)));
         self.shows(path, fits).as_str().unwrap().to_owned()
     }
 
     /// The workload that runs is the one that was started first, and the only one.
-    pub fn unharmed(&self) {
+    pub(crate) fn unharmed(&self) {
         let pid = self.home.workload(1);
         self.shows("workload.pid", |shown| shown.as_i64() == Some(pid.into()));
         assert_eq!(self.home.pids(), [pid], "the workload was restarted; the log:\n{}", self.log());
         assert!(is_alive(pid));
     }
 
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         kill_process(Pid::from_raw(self.pid()).unwrap(), Signal::TERM).unwrap();
     }
 
     /// Waits for the end in order: exit code 0, and no workload left.
-    pub fn ended(mut self) -> String {
+    pub(crate) fn ended(mut self) -> String {
         self.log.wait("the agent ends", |said| said.over.then_some(()));
         let code = self.child.wait().unwrap().code();
         assert_eq!(code, Some(0), "the log:\n{}", self.log());
@@ -268,13 +268,13 @@ impl Agent<'_> {
     }
 
     /// SIGTERM with no connection, or one that the test no longer serves.
-    pub fn stop(self) -> String {
+    pub(crate) fn stop(self) -> String {
         self.terminate();
         self.ended()
     }
 
     /// SIGTERM; the server sees the last message and the Close.
-    pub fn stop_with(self, mut peer: Peer) -> String {
+    pub(crate) fn stop_with(self, mut peer: Peer) -> String {
         self.terminate();
         peer.goodbye();
         self.ended()
@@ -289,13 +289,13 @@ impl Drop for Agent<'_> {
 }
 
 /// Plain or encrypted.
-pub enum Stream {
+pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
 }
 
 impl Stream {
-    pub fn tcp(&self) -> &TcpStream {
+    pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => &stream.sock,
@@ -329,13 +329,13 @@ impl Write for Stream {
 }
 
 /// A server that accepts connections; what happens on them is the test's business.
-pub struct Server {
+pub(crate) struct Server {
     address: SocketAddr,
     accepted: Receiver<TcpStream>,
 }
 
 impl Server {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, accepted) = channel();
@@ -351,16 +351,16 @@ impl Server {
     }
 
     /// `ws://…` with the path that OpAMP proposes.
-    pub fn ws(&self) -> String {
+    pub(crate) fn ws(&self) -> String {
         format!("ws://{}/v1/opamp", self.address)
     }
 
-    pub fn wss(&self) -> String {
+    pub(crate) fn wss(&self) -> String {
         format!("wss://{}/v1/opamp", self.address)
     }
 
     /// The next connection as it comes.
-    pub fn tcp(&self) -> TcpStream {
+    pub(crate) fn tcp(&self) -> TcpStream {
         let stream = self.accepted.recv_timeout(PATIENCE).expect("the agent does not connect");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -368,13 +368,13 @@ impl Server {
     }
 
     /// The next connection, with its handshake begun by the first read.
-    pub fn tls(&self, config: &Arc<ServerConfig>) -> Stream {
+    pub(crate) fn tls(&self, config: &Arc<ServerConfig>) -> Stream {
         let connection = ServerConnection::new(Arc::clone(config)).unwrap();
         Stream::Tls(Box::new(StreamOwned::new(connection, self.tcp())))
     }
 
     /// Takes the next connection, reads the request and answers it with these bytes instead of an upgrade.
-    pub fn refuse(&self, answer: &str) -> String {
+    pub(crate) fn refuse(&self, answer: &str) -> String {
         let mut stream = self.tcp();
         let request = read_head(&mut stream);
         stream.write_all(answer.as_bytes()).unwrap();
@@ -382,12 +382,12 @@ impl Server {
     }
 
     /// The next connection, upgraded.
-    pub fn accept(&self) -> Peer {
+    pub(crate) fn accept(&self) -> Peer {
         Peer::upgrade(Stream::Plain(self.tcp()))
     }
 
     /// The next connection, upgraded; the first report was answered.
-    pub fn greet(&self) -> (Peer, AgentToServer) {
+    pub(crate) fn greet(&self) -> (Peer, AgentToServer) {
         let mut peer = self.accept();
         let first = peer.report();
         peer.answer(&first);
@@ -395,14 +395,14 @@ impl Server {
     }
 
     /// Nobody connects within the window.
-    pub fn nobody_for(&self, window: Duration) {
+    pub(crate) fn nobody_for(&self, window: Duration) {
         let came = self.accepted.recv_timeout(window);
         assert_eq!(came.err(), Some(RecvTimeoutError::Timeout), "the agent came back too early");
     }
 }
 
 /// The head of an HTTP request, byte by byte so that nothing after it is lost.
-pub fn read_head(stream: &mut impl Read) -> String {
+pub(crate) fn read_head(stream: &mut impl Read) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -413,15 +413,15 @@ pub fn read_head(stream: &mut impl Read) -> String {
 }
 
 /// The agent as a server sees it, over one WebSocket connection.
-pub struct Peer {
+pub(crate) struct Peer {
     socket: WebSocket<Stream>,
     /// The head of its request.
-    pub request: String,
+    pub(crate) request: String,
     last_sequence: Option<u64>,
 }
 
 impl Peer {
-    pub fn upgrade(mut stream: Stream) -> Self {
+    pub(crate) fn upgrade(mut stream: Stream) -> Self {
         let request = read_head(&mut stream);
         let key = request
             .lines()
@@ -440,12 +440,12 @@ impl Peer {
     }
 
     /// The next WebSocket message of any kind; pings are answered by the codec.
-    pub fn next(&mut self) -> Message {
+    pub(crate) fn next(&mut self) -> Message {
         self.socket.read().expect("the agent says nothing")
     }
 
     /// The next report: its header is 0 and its sequence number is one more than the last.
-    pub fn report(&mut self) -> AgentToServer {
+    pub(crate) fn report(&mut self) -> AgentToServer {
         loop {
             match self.next() {
                 Message::Binary(bytes) => return self.decode(&bytes),
@@ -455,7 +455,7 @@ impl Peer {
         }
     }
 
-    pub fn decode(&mut self, bytes: &[u8]) -> AgentToServer {
+    pub(crate) fn decode(&mut self, bytes: &[u8]) -> AgentToServer {
         let (header, body) = bytes.split_first().unwrap();
         assert_eq!(*header, 0, "the header of a message");
         let report = AgentToServer::decode(body).unwrap();
@@ -467,7 +467,7 @@ impl Peer {
     }
 
     /// Reads and answers reports until one fits.
-    pub fn until(
+    pub(crate) fn until(
         &mut self,
         what: &str,
         mut fits: impl FnMut(&AgentToServer) -> bool,
@@ -484,7 +484,7 @@ impl Peer {
     }
 
     /// The remote config status of the next report that has one for this hash and status.
-    pub fn status(
+    pub(crate) fn status(
         &mut self,
         hash: &str,
         status: chiton_proto::RemoteConfigStatuses,
@@ -497,33 +497,33 @@ impl Peer {
         report.remote_config_status.unwrap()
     }
 
-    pub fn send(&mut self, message: &ServerToAgent) {
+    pub(crate) fn send(&mut self, message: &ServerToAgent) {
         self.send_body(&message.encode_to_vec());
     }
 
     /// A message with its header.
-    pub fn send_body(&mut self, body: &[u8]) {
+    pub(crate) fn send_body(&mut self, body: &[u8]) {
         self.send_payload(&[&[0], body].concat());
     }
 
     /// A binary frame with exactly this payload.
-    pub fn send_payload(&mut self, payload: &[u8]) {
+    pub(crate) fn send_payload(&mut self, payload: &[u8]) {
         self.socket.send(Message::Binary(Bytes::copy_from_slice(payload))).unwrap();
     }
 
-    pub fn send_frame(&mut self, message: Message) {
+    pub(crate) fn send_frame(&mut self, message: Message) {
         self.socket.send(message).unwrap();
     }
 
     /// Bytes on the stream, past the codec.
-    pub fn send_bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
         let stream = self.socket.get_mut();
         stream.write_all(bytes).unwrap();
         stream.flush().unwrap();
     }
 
     /// The least that a server says.
-    pub fn answer(&mut self, report: &AgentToServer) {
+    pub(crate) fn answer(&mut self, report: &AgentToServer) {
         self.send(&ServerToAgent {
             instance_uid: report.instance_uid.clone(),
             ..ServerToAgent::default()
@@ -531,7 +531,7 @@ impl Peer {
     }
 
     /// Asks for a full report and gets it: the link carries messages both ways.
-    pub fn proves_to_work(&mut self, uid: &[u8]) -> AgentToServer {
+    pub(crate) fn proves_to_work(&mut self, uid: &[u8]) -> AgentToServer {
         self.send(&ServerToAgent {
             instance_uid: uid.to_vec().into(),
             flags: 1,
@@ -541,7 +541,7 @@ impl Peer {
     }
 
     /// Reads on until the agent closes; its code.
-    pub fn close_code(&mut self) -> u16 {
+    pub(crate) fn close_code(&mut self) -> u16 {
         loop {
             if let Message::Close(frame) = self.next() {
                 return frame.map_or(1005, |frame| frame.code.into());
@@ -550,7 +550,7 @@ impl Peer {
     }
 
     /// The agent's orderly end: agent_disconnect is in the last message, then Close 1000.
-    pub fn goodbye(&mut self) {
+    pub(crate) fn goodbye(&mut self) {
         let mut last = AgentToServer::default();
         loop {
             match self.next() {
@@ -571,7 +571,7 @@ impl Peer {
     }
 
     /// No report comes within the window.
-    pub fn quiet_for(&mut self, window: Duration) {
+    pub(crate) fn quiet_for(&mut self, window: Duration) {
         self.socket.get_ref().tcp().set_read_timeout(Some(window)).unwrap();
         let came = self.socket.read();
         let quiet = matches!(&came, Err(tungstenite::Error::Io(error))
@@ -582,7 +582,7 @@ impl Peer {
 }
 
 /// An offer of config files.
-pub fn offer(uid: &[u8], hash: &str, files: &[(&str, &str)]) -> ServerToAgent {
+pub(crate) fn offer(uid: &[u8], hash: &str, files: &[(&str, &str)]) -> ServerToAgent {
     let object = |body: &str| chiton_proto::AgentConfigObject {
         body: body.as_bytes().to_vec().into(),
         ..chiton_proto::AgentConfigObject::default()
@@ -599,7 +599,7 @@ pub fn offer(uid: &[u8], hash: &str, files: &[(&str, &str)]) -> ServerToAgent {
 }
 
 /// A file's lines that contain a word, for tests that grep.
-pub fn files_with(dir: &Path, word: &str) -> Vec<PathBuf> {
+pub(crate) fn files_with(dir: &Path, word: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
