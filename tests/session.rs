@@ -805,7 +805,8 @@ mod answers {
     #[test]
     fn a_server_that_wants_status_only_is_sent_status_only() {
         let (home, server) = (Home::new(), Server::new());
-        home.settings(&server.ws(), &settings(&[]));
+        let capabilities = vec!["accepts_remote_config"];
+        home.settings(&server.ws(), &Settings { capabilities, ..Settings::default() });
         let agent = home.start();
         let mut peer = server.accept();
         let first = peer.report();

@@ -598,7 +598,7 @@ pub(crate) fn offer(uid: &[u8], hash: &str, files: &[(&str, &str)]) -> ServerToA
     }
 }
 
-/// A file's lines that contain a word, for tests that grep.
+/// The files below a directory that contain a word.
 pub(crate) fn files_with(dir: &Path, word: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -606,7 +606,7 @@ pub(crate) fn files_with(dir: &Path, word: &str) -> Vec<PathBuf> {
         if path.is_dir() && !path.is_symlink() {
             found.extend(files_with(&path, word));
         } else if fs::read(&path).is_ok_and(|bytes| {
-            bytes.windows(word.len()).any(|window| window == word.as_bytes())
+            word.is_empty() || bytes.windows(word.len()).any(|window| window == word.as_bytes())
         }) {
             found.push(path);
         }
