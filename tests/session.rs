@@ -48,7 +48,7 @@ fn settings(server: &[&str]) -> Settings {
     }
 }
 
-/// An agent whose first report was answered, its link, and that report.
+/// An agent that has told all that there is to tell, its link, and its first report.
 fn connected<'a>(
     home: &'a Home,
     server: &Server,
@@ -56,8 +56,9 @@ fn connected<'a>(
 ) -> (Agent<'a>, Peer, AgentToServer) {
     home.settings(&server.ws(), settings);
     let agent = home.start();
-    let (peer, first) = server.greet();
+    let (mut peer, first) = server.greet();
     agent.unharmed();
+    agent.settled(&mut peer, &first.instance_uid);
     (agent, peer, first)
 }
 
@@ -141,7 +142,10 @@ mod refused {
             ("HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops", &["500"]),
             ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", &["200"]),
             ("SSH-2.0-OpenSSH_9.6\r\n\r\n", &["not HTTP"]),
-            ("HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n", &["does not upgrade"]),
+            (
+                "HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
+                &["does not upgrade"],
+            ),
             (
                 "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: AAAA\r\n\r\n",
                 &["Sec-WebSocket-Accept"],
@@ -419,7 +423,10 @@ mod frames {
             ([&[0][..], &[0xff; 11]].concat(), &["malformed", "byte 0"]),
             // Wire type 7 does not exist.
             (vec![0, 0x0f, 0], &["malformed"]),
-            ([&[0][..], &objects.encode_to_vec()].concat(), &["33 config objects", "32 are allowed"]),
+            (
+                [&[0][..], &objects.encode_to_vec()].concat(),
+                &["33 config objects", "32 are allowed"],
+            ),
         ] {
             peer.send_payload(&payload);
             agent.logs(&[&["WARN"], words].concat());
@@ -452,9 +459,8 @@ mod frames {
         let wish = ServerToAgent { flags: FULL_STATE, ..to(&first) };
         let payload = [&[0][..], &wish.encode_to_vec()].concat();
         let (one, two) = payload.split_at(9);
-        let frame = |head: u8, body: &[u8]| {
-            [&[head, body.len().try_into().unwrap()][..], body].concat()
-        };
+        let frame =
+            |head: u8, body: &[u8]| [&[head, body.len().try_into().unwrap()][..], body].concat();
         let whole = [frame(0x02, one), frame(0x89, b"are you there"), frame(0x80, two)].concat();
         for byte in &whole {
             peer.send_bytes(&[*byte]);
@@ -671,11 +677,11 @@ mod uid {
         let report = peer.until("the new uid", |report| report.instance_uid == GIVEN.as_slice());
         assert!(report.agent_description.is_some(), "a full report: {report:?}");
         // A reply in flight has the old uid; then the new one settles it.
-        peer.send(&ServerToAgent { instance_uid: GIVEN.to_vec().into(), ..ServerToAgent::default() });
         peer.send(&ServerToAgent {
             instance_uid: GIVEN.to_vec().into(),
-            ..give(&first, &[8; 16])
+            ..ServerToAgent::default()
         });
+        peer.send(&ServerToAgent { instance_uid: GIVEN.to_vec().into(), ..give(&first, &[8; 16]) });
         agent.logs(&["WARN", "second new instance uid"]);
         assert_eq!(peer.proves_to_work(&GIVEN).instance_uid, GIVEN.as_slice());
         let uid = agent.tells("instance_uid", &["07070707-0707"]);
@@ -732,7 +738,11 @@ mod uid {
 mod answers {
     use super::*;
 
-    fn error(first: &AgentToServer, kind: ServerErrorResponseType, wait: Option<u64>) -> ServerToAgent {
+    fn error(
+        first: &AgentToServer,
+        kind: ServerErrorResponseType,
+        wait: Option<u64>,
+    ) -> ServerToAgent {
         ServerToAgent {
             error_response: Some(ServerErrorResponse {
                 r#type: kind.into(),

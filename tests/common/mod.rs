@@ -210,9 +210,8 @@ impl Agent<'_> {
     /// Waits for a line with all these words and returns it.
     pub(crate) fn logs(&self, words: &[&str]) -> String {
         let fits = |line: &&String| words.iter().all(|word| line.contains(word));
-        self.log.wait(&format!("a line with {words:?}"), |said| {
-            said.lines.iter().find(fits).cloned()
-        })
+        self.log
+            .wait(&format!("a line with {words:?}"), |said| said.lines.iter().find(fits).cloned())
     }
 
     /// All that was logged so far.
@@ -252,6 +251,13 @@ impl Agent<'_> {
         assert!(is_alive(pid));
     }
 
+    /// Waits until the workload's health is known and told: nothing changes any more by itself.
+    pub(crate) fn settled(&self, peer: &mut Peer, uid: &[u8]) {
+        self.shows("healthy", |healthy| healthy.as_bool() == Some(true));
+        // What was told before comes before this.
+        peer.proves_to_work(uid);
+    }
+
     pub(crate) fn terminate(&self) {
         kill_process(Pid::from_raw(self.pid()).unwrap(), Signal::TERM).unwrap();
     }
@@ -277,6 +283,8 @@ impl Agent<'_> {
     pub(crate) fn stop_with(self, mut peer: Peer) -> String {
         self.terminate();
         peer.goodbye();
+        // The server ends the connection first (RFC 6455 §7.1.1); the agent waits for it.
+        drop(peer);
         self.ended()
     }
 }
