@@ -3,6 +3,14 @@
 //! Nothing sleeps to synchronise. A test is the server: it accepts, reads and answers in its own thread, and every
 //! wait has a deadline that only a broken agent reaches.
 #![expect(dead_code, reason = "each test binary uses a part")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
