@@ -24,6 +24,8 @@ use RemoteConfigStatuses::{Applied, Applying, Failed};
 
 /// A gate that is quick where it passes, and has time on a slow machine.
 const GATE: &str = "rollback: { window: 10s, interval: 20ms, successes: 2 }";
+/// A gate in which even a slow machine's workload has time to die.
+const LONG_GATE: &str = "rollback: { window: 10s, interval: 100ms, successes: 15 }";
 
 /// The workload reads its configuration and dies of one that says so.
 fn home() -> Home {
@@ -34,7 +36,11 @@ fn home() -> Home {
 
 /// `more` are entries of `remote_config`.
 fn settings(more: &[&str]) -> Settings {
-    let mut entries = vec![GATE, "min_interval: 1ms"];
+    gated(GATE, more)
+}
+
+fn gated(gate: &str, more: &[&str]) -> Settings {
+    let mut entries = vec![gate, "min_interval: 1ms"];
     entries.extend(more);
     Settings {
         capabilities: vec!["accepts_remote_config"],
@@ -186,7 +192,7 @@ fn what_the_dry_run_refuses_never_touches_the_workload() {
 #[test]
 fn a_config_that_kills_the_workload_is_rolled_back() {
     let (home, server) = (home(), Server::new());
-    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    let (agent, mut peer, first) = connected(&home, &server, &gated(LONG_GATE, &[]));
     let uid = &first.instance_uid;
     commit(&mut peer, uid, "h1", "level: 1\n");
     peer.send(&offer(uid, "h2", &[("config.yaml", "die: now\n")]));

@@ -569,10 +569,13 @@ mod link {
         let started = Instant::now();
         // Half open: it is there, reads nothing and says nothing.
         let half_open = server.accept();
-        let peer = comes_back(&agent, &server, &["no answer for 200ms and no pong for 200ms"]);
+        agent.logs(&["WARN", "no answer for 200ms and no pong for 200ms"]);
         assert!(started.elapsed() >= Duration::from_millis(400));
+        assert!(server.accept().report().agent_description.is_some(), "it was not acknowledged");
+        agent.unharmed();
         drop(half_open);
-        agent.stop_with(peer);
+        // On a slow machine the patience may be over again: whatever the link does, the end is in order.
+        agent.stop();
     }
 
     #[test]
