@@ -112,6 +112,8 @@ struct Runtime<'a> {
     /// Held for as long as we run.
     _lock: Option<crate::store::Lock>,
     jobs: Sender<disk::Job>,
+    /// Works off the jobs; ends when they are closed.
+    disk: Option<smol::Task<()>>,
     links: Rc<Links>,
     link: Option<Link>,
     child: Option<Rc<Child>>,
@@ -162,7 +164,7 @@ impl<'a> Runtime<'a> {
             inbox: Rc::clone(&inbox),
         };
         let (jobs, todo) = bounded(JOBS);
-        executor.spawn(disk::work(Arc::clone(&store), todo, Rc::clone(&inbox))).detach();
+        let disk = executor.spawn(disk::work(Arc::clone(&store), todo, Rc::clone(&inbox)));
         Ok(Self {
             agent: Agent::new(config, memory, seed(now), now),
             settings,
@@ -172,6 +174,7 @@ impl<'a> Runtime<'a> {
             store,
             _lock: lock,
             jobs,
+            disk: Some(disk),
             links: Rc::new(links),
             link: None,
             child: None,
@@ -227,6 +230,14 @@ impl<'a> Runtime<'a> {
             }
         }
         let _ = fs::remove_file(&self.settings.status_socket);
+        // What was told to the server is on the disk before we are gone. Nobody listens to the answers any more.
+        drop(inputs);
+        self.jobs.close();
+        if let Some(disk) = self.disk.take()
+            && reactor::within(SHUTDOWN_GRACE, disk).await.is_none()
+        {
+            self.say(Tone::Warning, "the disk took too long: the last change may be lost");
+        }
     }
 
     fn handle(&mut self, event: Event) {

@@ -105,7 +105,7 @@ pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Result<Head, St
         let start = bytes.len();
         bytes.resize(start.saturating_add(CHUNK), 0);
         let space = bytes.get_mut(start..).unwrap_or_default();
-        let got = stream.read(space).await.map_err(|error| error.to_string())?;
+        let got = stream.read(space).await.map_err(|error| super::tls::explain(&error))?;
         bytes.truncate(start.saturating_add(got));
         if got == 0 {
             return Err("the connection ended before an answer".to_owned());

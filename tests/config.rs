@@ -1,0 +1,446 @@
+//! Remote configuration from outside: what is offered, what is reported, what runs, what is on the disk.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use chiton_proto::{AgentToServer, RemoteConfigStatuses, ServerToAgent};
+use common::{
+    Agent, Home, Peer, Server, Settings, WINDOW, eventually, files_with, is_alive, offer, read_head,
+};
+
+use RemoteConfigStatuses::{Applied, Applying, Failed};
+
+/// A gate that is quick where it passes, and has time on a slow machine.
+const GATE: &str = "rollback: { window: 10s, interval: 20ms, successes: 2 }";
+/// A gate in which even a slow machine's workload has time to die.
+const LONG_GATE: &str = "rollback: { window: 10s, interval: 100ms, successes: 15 }";
+
+/// The workload reads its configuration and dies of one that says so.
+fn home() -> Home {
+    let home = Home::new();
+    home.script("if grep -q 'die: now' \"$1\"; then echo 'cannot live like this' >&2; exit 3; fi");
+    home
+}
+
+/// `more` are entries of `remote_config`.
+fn settings(more: &[&str]) -> Settings {
+    gated(GATE, more)
+}
+
+fn gated(gate: &str, more: &[&str]) -> Settings {
+    let mut entries = vec![gate, "min_interval: 1ms"];
+    entries.extend(more);
+    Settings {
+        capabilities: vec!["accepts_remote_config"],
+        arguments: vec!["{config_file}"],
+        opamp: vec![format!("remote_config: {{ {} }}", entries.join(", "))],
+        ..Settings::default()
+    }
+}
+
+/// With a local file of this content.
+fn with_local(home: &Home, mut settings: Settings, content: &str) -> Settings {
+    let path = home.path("local.yaml");
+    fs::write(&path, content).unwrap();
+    settings.opamp.push(format!("local_config_path: {}", path.display()));
+    settings
+}
+
+fn connected<'a>(
+    home: &'a Home,
+    server: &Server,
+    settings: &Settings,
+) -> (Agent<'a>, Peer, AgentToServer) {
+    home.settings(&server.ws(), settings);
+    let agent = home.start();
+    let (peer, first) = server.greet();
+    (agent, peer, first)
+}
+
+/// Offers one file and waits until it is committed.
+fn commit(peer: &mut Peer, uid: &[u8], hash: &str, body: &str) {
+    peer.send(&offer(uid, hash, &[("config.yaml", body)]));
+    peer.status(hash, Applied);
+}
+
+/// Names in the state directory, at every depth.
+fn listing(home: &Home) -> Vec<String> {
+    let mut names: Vec<String> = files_with(&home.path("state"), "")
+        .into_iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_offer_is_applying_then_applied_and_the_workload_runs_with_it() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    let uid = &first.instance_uid;
+    peer.send(&offer(uid, "h1", &[("config.yaml", "level: 1\n")]));
+    peer.status("h1", Applying);
+    let status = peer.status("h1", Applied);
+    assert_eq!(status.error_message, "");
+    let pid = home.workload(1);
+    assert_eq!(home.seen(pid), "level: 1\n");
+    agent.shows("workload.pid", |shown| shown.as_i64() == Some(pid.into()));
+    agent.tells("config.status", &["APPLIED"]);
+    agent.tells("config.hash", &["6831"]);
+    let full = peer.proves_to_work(uid);
+    let map = full.effective_config.unwrap().config_map.unwrap().config_map;
+    assert_eq!(map["config.yaml"].body.as_ref(), b"level: 1\n");
+    agent.stop_with(peer);
+}
+
+#[test]
+fn a_set_with_a_bad_name_is_refused_as_a_whole_and_nothing_is_written() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "good", "level: 1\n");
+    let pid = home.workload(1);
+    let before = listing(&home);
+    let long = "x".repeat(300);
+    let names = [
+        ("../escaped", "\"../escaped\""),
+        ("/escaped", "\"/escaped\""),
+        ("a/../../escaped", "/"),
+        ("a\\escaped", "\\"),
+        ("nul\0escaped", "control"),
+        (".", "directory"),
+        ("..", "directory"),
+        (long.as_str(), "255"),
+        (".chiton-escaped", "Chiton's own"),
+        ("CONFIG.yaml", "config.yaml"),
+    ];
+    for (number, (name, word)) in names.into_iter().enumerate() {
+        let hash = format!("bad-{number}");
+        peer.send(&offer(uid, &hash, &[("config.yaml", "level: 2\n"), (name, "escaped: 1\n")]));
+        let status = peer.status(&hash, Failed);
+        assert!(status.error_message.contains(word), "{name:?}: {}", status.error_message);
+    }
+    // The record of the last refusal may still be on its way to the disk, under its temporary name.
+    eventually("only what was there", || (listing(&home) == before).then_some(()));
+    assert!(
+        !home.path("escaped").exists() && files_with(&home.path("state"), "escaped: 1").is_empty()
+    );
+    assert_eq!(home.pids(), [pid]);
+    agent.stop_with(peer);
+}
+
+#[test]
+fn a_symlink_that_is_there_already_is_not_followed() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    commit(&mut peer, &first.instance_uid, "h1", "level: 1\n");
+    fs::write(home.path("victim"), "untouched").unwrap();
+    let generations = home.path("state/workloads/default/generations");
+    let numbers = || {
+        let entries = fs::read_dir(&generations).unwrap();
+        entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u64>().ok()).max()
+    };
+    let next = numbers().unwrap() + 1;
+    symlink(home.path("victim"), generations.join(next.to_string())).unwrap();
+    peer.send(&offer(&first.instance_uid, "h2", &[("config.yaml", "level: 2\n")]));
+    peer.until("an outcome", |report| {
+        report.remote_config_status.as_ref().is_some_and(|status| {
+            status.last_remote_config_hash == b"h2".as_slice() && status.status() != Applying
+        })
+    });
+    assert_eq!(fs::read_to_string(home.path("victim")).unwrap(), "untouched");
+    agent.stop_with(peer);
+}
+
+#[test]
+fn what_the_dry_run_refuses_never_touches_the_workload() {
+    let (home, server) = (home(), Server::new());
+    let validate = home.path("validate.sh");
+    fs::write(
+        &validate,
+        "if grep -q 'level: 2' \"$1\"; then echo 'level 2 is out of range'; exit 4; fi\n",
+    )
+    .unwrap();
+    let validate = format!("validate: [/bin/sh, {}, \"{{config_file}}\"]", validate.display());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[&validate]));
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    let pid = home.workload(1);
+    peer.send(&offer(uid, "h2", &[("config.yaml", "level: 2\n")]));
+    let status = peer.status("h2", Failed);
+    assert!(status.error_message.contains("level 2 is out of range"), "{status:?}");
+    assert!(status.error_message.contains("/bin/sh"), "{status:?}");
+    agent.tells("config.error", &["level 2 is out of range"]);
+    agent.tells("config.source", &["remote"]);
+    agent.unharmed();
+    assert_eq!(home.seen(pid), "level: 1\n");
+    agent.stop_with(peer);
+}
+
+#[test]
+fn a_config_that_kills_the_workload_is_rolled_back() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &gated(LONG_GATE, &[]));
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    peer.send(&offer(uid, "h2", &[("config.yaml", "die: now\n")]));
+    let status = peer.status("h2", Failed);
+    assert!(status.error_message.contains("cannot live like this"), "{status:?}");
+    agent.logs(&["WARN", "rolling back", "3"]);
+    let pid = home.workload(3);
+    agent.shows("workload.pid", |shown| shown.as_i64() == Some(pid.into()));
+    assert_eq!(home.seen(pid), "level: 1\n");
+    let effective = peer.proves_to_work(uid).effective_config.unwrap().config_map.unwrap();
+    assert_eq!(effective.config_map["config.yaml"].body.as_ref(), b"level: 1\n");
+
+    // Another one, then the failed one again: FAILED at once, with the reason of then.
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    let started = home.pids().len();
+    peer.send(&offer(uid, "h2", &[("config.yaml", "die: now\n")]));
+    let again = peer.status("h2", Failed);
+    assert_eq!(again.error_message, status.error_message);
+    assert_eq!(home.pids().len(), started, "it was tried again");
+
+    // Also under another hash, and after a restart.
+    peer.send(&offer(uid, "h3", &[("config.yaml", "die: now\n")]));
+    assert_eq!(peer.status("h3", Failed).error_message, status.error_message);
+    agent.stop_with(peer);
+    let agent = home.start();
+    let (mut peer, first) = server.greet();
+    let stored = first.remote_config_status.unwrap();
+    assert_eq!((stored.last_remote_config_hash.as_ref(), stored.status()), (&b"h3"[..], Failed));
+    assert_eq!(stored.error_message, status.error_message);
+    peer.send(&offer(uid, "h2", &[("config.yaml", "die: now\n")]));
+    assert_eq!(peer.status("h2", Failed).error_message, status.error_message);
+    let pid = home.workload(started + 1);
+    assert_eq!(home.seen(pid), "level: 1\n");
+    agent.shows("workload.pid", |shown| shown.as_i64() == Some(pid.into()));
+    agent.stop_with(peer);
+}
+
+/// An HTTP server that says 200 or 500.
+fn serve_health(is_healthy: impl Fn() -> bool + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = read_head(&mut stream);
+            let status = if is_healthy() { "200 OK" } else { "500 Sick" };
+            let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    address
+}
+
+#[test]
+fn a_failed_check_rolls_back_too() {
+    let (home, server) = (home(), Server::new());
+    let running = home.path("state/workloads/default/config/config.yaml");
+    let health = serve_health(move || {
+        fs::read_to_string(&running).is_ok_and(|config| !config.contains("sick"))
+    });
+    let mut wanted = settings(&[]);
+    wanted.opamp = vec![
+        "remote_config: { rollback: { window: 1s, interval: 20ms, successes: 2 }, min_interval: 1ms }"
+            .to_owned(),
+        format!("health: {{ checks: [ {{ http: \"http://{health}/\" }} ] }}"),
+    ];
+    let (agent, mut peer, first) = connected(&home, &server, &wanted);
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    peer.send(&offer(uid, "h2", &[("config.yaml", "sick: true\n")]));
+    let status = peer.status("h2", Failed);
+    for word in ["not healthy within 1s", "check", "500"] {
+        assert!(status.error_message.contains(word), "{status:?}");
+    }
+    let pid = home.workload(3);
+    assert_eq!(home.seen(pid), "level: 1\n");
+    agent.stop_with(peer);
+}
+
+#[test]
+fn the_same_hash_again_is_nothing_new() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    agent.settled(&mut peer, uid);
+    for _ in 0..3 {
+        peer.send(&offer(uid, "h1", &[("config.yaml", "level: 1\n")]));
+    }
+    peer.quiet_for(WINDOW);
+    agent.unharmed();
+    agent.stop_with(peer);
+}
+
+#[test]
+fn the_same_contents_under_a_new_hash_are_applied_without_a_restart() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    commit(&mut peer, uid, "h2", "level: 1\n");
+    agent.unharmed();
+    agent.tells("config.hash", &["6832"]);
+    agent.stop_with(peer);
+}
+
+#[test]
+fn an_offer_with_nothing_in_it_is_refused_where_no_local_file_is() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    peer.send(&offer(uid, "h2", &[("", "")]));
+    let status = peer.status("h2", Failed);
+    assert!(status.error_message.contains("empty config"), "{status:?}");
+    agent.unharmed();
+    agent.stop_with(peer);
+}
+
+#[test]
+fn the_newest_of_ten_offers_in_a_row_wins() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    let uid = &first.instance_uid;
+    for number in 0..10 {
+        let body = format!("level: {number}\n");
+        peer.send(&offer(uid, &format!("h{number}"), &[("config.yaml", &body)]));
+    }
+    peer.status("h9", Applied);
+    let pid = agent.shows("workload.pid", serde_yaml::Value::is_i64).as_i64().unwrap();
+    let pid = i32::try_from(pid).unwrap();
+    assert_eq!(home.seen(pid), "level: 9\n");
+    assert!(home.pids().iter().all(|other| *other == pid || !is_alive(*other)));
+    agent.stop_with(peer);
+}
+
+#[test]
+fn after_a_restart_the_committed_config_runs_with_no_server() {
+    let (home, server) = (home(), Server::new());
+    let wanted = with_local(&home, settings(&[]), "local: 1\n");
+    let (agent, mut peer, first) = connected(&home, &server, &wanted);
+    let uid = first.instance_uid;
+    commit(&mut peer, &uid, "h1", "level: 1\n");
+    let started = home.pids().len();
+    agent.stop_with(peer);
+
+    // Nobody listens there.
+    home.settings("ws://127.0.0.1:1/v1/opamp", &wanted);
+    let agent = home.start();
+    let pid = home.workload(started + 1);
+    assert_eq!(home.seen(pid), "local: 1\nlevel: 1\n");
+    agent.logs(&["127.0.0.1:1", "refused"]);
+    agent.tells("config.status", &["APPLIED"]);
+    agent.stop();
+
+    home.settings(&server.ws(), &wanted);
+    let agent = home.start();
+    let (peer, first) = server.greet();
+    let status = first.remote_config_status.clone().unwrap();
+    assert_eq!((status.last_remote_config_hash.as_ref(), status.status()), (&b"h1"[..], Applied));
+    assert_eq!(first.instance_uid, uid);
+    agent.stop_with(peer);
+}
+
+#[test]
+fn the_local_file_runs_at_once_and_lies_beneath_what_is_offered() {
+    let (home, server) = (home(), Server::new());
+    let local = "receivers:\n  local: 1\nlist: [1, 2]\nkept: true\n";
+    let wanted = with_local(&home, settings(&[]), local);
+    home.settings(&server.ws(), &wanted);
+    let agent = home.start();
+    // Before anything is heard from the server.
+    let pid = home.workload(1);
+    assert_eq!(home.seen(pid), local);
+    let (mut peer, first) = server.greet();
+    let uid = &first.instance_uid;
+    peer.send(&offer(uid, "h1", &[("", "receivers:\n  remote: 2\nlist: [3]\n")]));
+    peer.status("h1", Applied);
+    let pid = home.workload(2);
+    let merged: serde_yaml::Value = serde_yaml::from_str(&home.seen(pid)).unwrap();
+    let expected: serde_yaml::Value =
+        serde_yaml::from_str("{receivers: {local: 1, remote: 2}, list: [3], kept: true}").unwrap();
+    assert_eq!(merged, expected);
+    // Nothing offered: the local file alone.
+    peer.send(&offer(uid, "h2", &[]));
+    peer.status("h2", Applied);
+    assert_eq!(home.seen(home.workload(3)), local);
+    agent.stop_with(peer);
+}
+
+#[test]
+fn the_effective_config_hides_secrets_and_the_workload_gets_them() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    let uid = &first.instance_uid;
+    let body = "exporter:\n  password: hunter2\n  api_token: hunter3\n  endpoint: collector\n";
+    commit(&mut peer, uid, "h1", body);
+    assert_eq!(home.seen(home.workload(1)), body);
+    let full = peer.proves_to_work(uid);
+    let map = full.effective_config.unwrap().config_map.unwrap().config_map;
+    let told = String::from_utf8(map["config.yaml"].body.to_vec()).unwrap();
+    assert!(!told.contains("hunter") && told.contains("endpoint: collector"), "{told}");
+    let status = format!("{:?}", agent.status());
+    assert!(!status.contains("hunter"), "{status}");
+    let log = agent.stop_with(peer);
+    assert!(!log.contains("hunter"), "{log}");
+}
+
+#[test]
+fn an_offer_is_ignored_where_none_is_accepted() {
+    let (home, server) = (Home::new(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &Settings::default());
+    peer.send(&offer(&first.instance_uid, "h1", &[("", "a: 1\n")]));
+    agent.logs(&["WARN", "accepts_remote_config is off"]);
+    peer.proves_to_work(&first.instance_uid);
+    agent.unharmed();
+    assert!(files_with(&home.path("state"), "a: 1").is_empty());
+    agent.stop_with(peer);
+}
+
+#[test]
+fn what_is_kept_is_not_for_other_users() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    commit(&mut peer, &first.instance_uid, "h1", "password: hunter2\n");
+    let files = files_with(&home.path("state"), "hunter2");
+    assert!(!files.is_empty());
+    for file in files {
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o007, 0, "{}: {mode:o}", file.display());
+    }
+    let mode = fs::metadata(home.path("status.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    agent.stop_with(peer);
+}
+
+#[test]
+fn a_push_during_a_dead_link_is_taken_up_after_it() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    // The link dies before the outcome is told: it is told on the next.
+    peer.send(&offer(&first.instance_uid, "h1", &[("config.yaml", "level: 1\n")]));
+    home.workload(1);
+    drop(peer);
+    let mut peer = server.accept();
+    let start = Instant::now();
+    peer.status("h1", Applied);
+    assert!(start.elapsed() < Duration::from_secs(10));
+    peer.send(&ServerToAgent::default());
+    agent.unharmed();
+    agent.stop_with(peer);
+}
