@@ -1,3 +1,4 @@
 //! The pure core: no I/O, no clock, no randomness of its own.
 
 pub mod bounds;
+pub mod merge;
