@@ -241,6 +241,15 @@ impl<'a, 'p> Scanner<'a, 'p> {
         };
         let value = self.skip(separator.saturating_add(1), end, is_blank);
         if self.at(separator) == Some(b'=') {
+            // In YAML it may be a part of the key, with any kind of value behind that.
+            let colon = self
+                .range(separator, end)
+                .windows(2)
+                .any(|two| matches!(two, [b':', b' ' | b'\t']));
+            if colon || self.at(end.saturating_sub(1)) == Some(b':') {
+                self.text = Some(column);
+                return Some(self.search(value, end, column, false));
+            }
             return self.assigned(value, end, column);
         }
         self.value(value, end, Some(column), column)
@@ -268,7 +277,7 @@ impl<'a, 'p> Scanner<'a, 'p> {
             }
             b'"' | b'\'' => {
                 let close = self.quoted_end(from)?;
-                self.search_inside(from, close);
+                self.search_inside(from, close)?;
                 let end = self.line_end(close);
                 Some(self.search(close, end, column, false))
             }
@@ -311,19 +320,18 @@ impl<'a, 'p> Scanner<'a, 'p> {
         }
     }
 
-    /// Quoted text of several lines might be no quoted text: what looks like a key in it counts, to its end and to
-    /// that of the line.
-    fn search_inside(&mut self, open: usize, close: usize) {
+    /// Quoted text of several lines that holds what looks like a key is perhaps no quoted text: `None`.
+    fn search_inside(&self, open: usize, close: usize) -> Option<()> {
         let several = self.range(open, close).iter().any(|byte| matches!(byte, b'\n' | b'\r'));
         let mut at = if several { self.next_line(open) } else { close };
         while at < close {
             let end = self.line_end(at);
-            if let Some(value) = self.find_key(self.skip(at, end, is_blank), end, true) {
-                self.mask(value, end.max(close.saturating_sub(1)), MASKED);
-                return;
+            if self.find_key(self.skip(at, end, is_blank), end, true).is_some() {
+                return None;
             }
             at = self.next_line(end);
         }
+        Some(())
     }
 
     /// Masks the rest of a line from a matching key's separator on, what its value opens, and by `hide` the
@@ -443,7 +451,7 @@ impl<'a, 'p> Scanner<'a, 'p> {
                 b'#' if self.before_is_space(at) => at = self.line_end(at),
                 b'"' | b'\'' => {
                     let close = self.quoted_end(at)?;
-                    self.search_inside(at, close);
+                    self.search_inside(at, close)?;
                     let colon = self.skip(close, self.body.len(), is_space);
                     let keyed = matches!(self.at(colon), Some(b':' | b'='));
                     at = if keyed && self.matches(at, close) {
