@@ -173,6 +173,8 @@ fn with<R>(body: impl FnOnce(&mut Reactor) -> R) -> io::Result<R> {
 pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let mut future = pin!(future);
     let signal = with(|reactor| Arc::clone(&reactor.signal))?;
+    // A new future is polled at least once, whatever an earlier call left behind.
+    signal.woken.store(true, Ordering::SeqCst);
     let waker = Waker::from(Arc::clone(&signal));
     let mut context = Context::from_waker(&waker);
     let mut ready = Vec::new();

@@ -21,7 +21,9 @@ pub struct CheckResult {
 pub struct Health {
     /// When Chiton started.
     started: Now,
-    /// The last results, by name.
+    /// There are checks: without a result of theirs nobody knows that the workload is well.
+    has_checks: bool,
+    /// The last results.
     checks: Vec<CheckResult>,
     /// The status as last reported, and since when it holds.
     status: (String, Now),
@@ -41,10 +43,10 @@ fn describe(workload: Option<&Supervision>, waits_for_config: bool) -> &'static 
 }
 
 impl Health {
-    /// Nothing known yet.
+    /// Nothing known yet. `has_checks`: something beside the process being alive will be checked.
     #[must_use]
-    pub fn new(now: Now) -> Self {
-        Self { started: now, checks: Vec::new(), status: (String::new(), now) }
+    pub fn new(has_checks: bool, now: Now) -> Self {
+        Self { started: now, has_checks, checks: Vec::new(), status: (String::new(), now) }
     }
 
     /// Takes new results.
@@ -114,6 +116,8 @@ impl Health {
         let start_time = running.map_or(0, |since| since.wall.unix_nanos());
         let last_error = if let Some(check) = self.failing().next().filter(|_| running.is_some()) {
             format!("check {} failed: {}", check.name, check.failure.as_deref().unwrap_or_default())
+        } else if running.is_some() && self.has_checks && self.checks.is_empty() {
+            "it has started; its checks have not run yet".to_owned()
         } else if running.is_some() {
             String::new()
         } else if let Some(error) = supervision.last_error() {
@@ -173,7 +177,7 @@ mod tests {
 
     #[test]
     fn no_workload_is_healthy_and_has_no_start_time() {
-        let mut health = Health::new(at(0));
+        let mut health = Health::new(false, at(0));
         health.note(None, false, at(0));
         let tree = health.tree(None, false);
         assert!(tree.healthy);
@@ -183,14 +187,17 @@ mod tests {
     #[test]
     fn start_time_is_there_only_while_it_runs_and_an_error_whenever_it_is_unhealthy() {
         let mut supervision = supervision();
-        let mut health = Health::new(at(0));
+        let mut health = Health::new(true, at(0));
         let mut out = Vec::new();
         supervision.ensure(&mut out);
         supervision.started(9, at(5));
         health.note(Some(&supervision), false, at(5));
         let tree = health.tree(Some(&supervision), false);
-        assert!(tree.healthy && tree.last_error.is_empty());
+        assert!(!tree.healthy, "well before anything was checked");
         assert_eq!(tree.start_time_unix_nano, 1_005_000_000_000);
+        health.checked(vec![CheckResult { name: "http x".to_owned(), failure: None }]);
+        let tree = health.tree(Some(&supervision), false);
+        assert!(tree.healthy && tree.last_error.is_empty());
 
         health.checked(vec![CheckResult {
             name: "http x".to_owned(),

@@ -356,7 +356,7 @@ impl Agent {
             state: Managed {
                 rollout: Rollout::new(config.rollback, memory),
                 workload: config.workload.map(Supervision::new),
-                health: Health::new(now),
+                health: Health::new(config.has_checks, now),
                 config,
             },
             health: ComponentHealth::default(),
@@ -430,7 +430,13 @@ impl Agent {
                     workload.started(pid, now);
                 }
                 self.state.health.clear();
-                self.next_check = Some(now.mono.after(self.state.config.check_interval));
+                // Soon, so that a restart does not look ill for a whole interval; then at leisure.
+                let first =
+                    self.state.config.check_interval.min(self.state.config.rollback.interval);
+                self.next_check = Some(now.mono.after(first));
+                // A round that is under way was about the process before.
+                self.check_round = self.check_round.wrapping_add(1);
+                self.checking = false;
                 self.applied(Ok(()), now, actions);
             }
             Event::WorkloadNotStarted(error) => {

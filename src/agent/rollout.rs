@@ -517,7 +517,7 @@ impl Rollout {
         let Some(hash) = self.current.take() else {
             // The local file at the start: known (it runs already) or not to be had.
             if let Outcome::Failed(reason) = outcome {
-                out.push(Order::Say(format!("the local configuration: {reason}")));
+                out.push(Order::Say(format!("no local configuration is in force: {reason}")));
             }
             self.go_on(out);
             return true;

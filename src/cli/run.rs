@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use rustix::process::Signal;
+
 use super::{BAD_SETTINGS, FAILED, OK, complain};
 use crate::log::Log;
 use crate::settings::{self, Level, LogTo};
@@ -14,6 +16,8 @@ pub(super) fn run(config: &Path) -> u8 {
         complain(&format!("the blocking pool cannot be bounded: {error}"));
         return FAILED;
     }
+    // An inherited "ignore" would lose the exit status of every child.
+    sys::default_action(Signal::CHILD);
     let loaded = match settings::load(config, &settings::Process) {
         Ok(loaded) => loaded,
         Err(problems) => {

@@ -360,6 +360,9 @@ fn advice(program: &OsStr, step: Step, error: &io::Error) -> &'static str {
         Step::Capabilities => "Chiton can pass on only capabilities that it has",
         Step::DeathSignal => "",
         Step::Start => match errno {
+            Some(Errno::NOENT | Errno::ACCESS) if !program.as_encoded_bytes().contains(&b'/') => {
+                "nothing of that name can be executed in the directories of PATH"
+            }
             Some(Errno::NOENT) if Path::new(program).exists() => {
                 "it is there: the interpreter in its first line, its dynamic loader or the directory to start in is missing"
             }
