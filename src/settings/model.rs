@@ -35,6 +35,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// `opamp.status_socket`, absolute.
     pub status_socket: PathBuf,
+    /// `opamp.credentials`.
+    pub credentials: Credentials,
     /// `opamp.log`.
     pub log: Log,
 }
@@ -109,6 +111,28 @@ pub struct Tls {
     pub pinned_spki_sha256: Vec<[u8; 32]>,
     /// No verification at all; warned about at each connect.
     pub insecure_skip_verify: bool,
+    /// `enroll`: asks the server to sign a certificate for a key that is made here.
+    pub enroll: Option<Enroll>,
+    /// So long before its end a certificate that the server gave is renewed.
+    pub renew_before: Duration,
+}
+
+/// `opamp.server.tls.enroll`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enroll {
+    /// Common name of the request, `{instance_uid}` not yet put in.
+    pub common_name: String,
+    /// Kind of the key.
+    pub key: KeyKind,
+}
+
+/// `opamp.server.tls.enroll.key`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// ECDSA on NIST P-256.
+    P256,
+    /// Ed25519.
+    Ed25519,
 }
 
 /// Files of a client certificate.
@@ -288,6 +312,39 @@ pub struct Workload {
     pub stop_timeout: Duration,
     /// Back-off after a crash.
     pub restart: Backoff,
+    /// What is done where it takes too much, or crashes again and again.
+    pub degrade: Vec<Degrade>,
+}
+
+/// One of `opamp.workload.degrade`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Degrade {
+    /// What must have happened.
+    pub when: DegradeWhen,
+    /// What is done then.
+    pub action: DegradeAction,
+    /// So long it is not done again.
+    pub cooldown: Duration,
+}
+
+/// `when` of [`Degrade`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DegradeWhen {
+    /// The check `memory_max` fails.
+    MemoryMax,
+    /// The check `cpu_max` fails.
+    CpuMax,
+    /// It crashes again and again.
+    CrashLoop,
+}
+
+/// `do` of [`Degrade`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DegradeAction {
+    /// Stop and start.
+    Restart,
+    /// Run with this configuration instead.
+    Use(PathBuf),
 }
 
 /// Who starts and stops the workload.
@@ -440,6 +497,15 @@ pub enum SignatureForm {
     Manifest,
     /// Also 64 raw bytes over the file's SHA-256 (no downgrade protection).
     Digest,
+}
+
+/// `opamp.credentials`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// Directory where the committed credentials are placed for others to use.
+    pub export: Option<PathBuf>,
+    /// Run after they have changed; empty: nothing.
+    pub on_change: Vec<String>,
 }
 
 /// `opamp.log`.

@@ -1,0 +1,142 @@
+//! What is allowed but worth a word: risks taken, and keys that are not in force yet.
+
+use super::model::{Scheme, Settings, SignatureForm};
+use super::problem::Key;
+
+/// Keys that are read and checked, but not yet acted upon: shrinks to nothing.
+const NOT_YET: &[&str] = &[
+    "opamp.capabilities.accepts_packages",
+    "opamp.capabilities.accepts_opamp_connection_settings",
+    "opamp.capabilities.accepts_other_connection_settings",
+    "opamp.server.proxy",
+    "opamp.server.tls.pinned_spki_sha256",
+    "opamp.server.tls.enroll",
+    "opamp.server.tls.renew_before",
+    "opamp.server.allow_endpoints",
+    "opamp.agent.request_instance_uid",
+    "opamp.health.metrics",
+    "opamp.health.metrics_interval",
+    "opamp.health.scrape",
+    "opamp.workload.external",
+    "opamp.workload.degrade",
+    "opamp.workload.ambient_capabilities",
+    "opamp.workload.oom_score_adj",
+    "opamp.remote_config.rollback.crash_loop",
+    "opamp.remote_config.require_signature",
+    "opamp.packages",
+    "opamp.packages_dir",
+    "opamp.credentials",
+];
+
+/// Kinds of `opamp.health.checks` that are not yet acted upon.
+const CHECKS_NOT_YET: &[&str] = &["memory_max", "cpu_max"];
+
+/// The notes on these settings, with the key that each is about. `set` are the keys that the files have.
+#[must_use]
+pub(super) fn notes(settings: &Settings, set: &[Key]) -> Vec<(Key, String)> {
+    let mut notes: Vec<(Key, String)> =
+        risks(settings).into_iter().map(|(key, text)| (Key::of(key), text.to_owned())).collect();
+    let not_yet = "is not in force yet: this version of Chiton reads and checks it, no more";
+    for key in set {
+        let name = key.to_string();
+        let check = name.starts_with("opamp.health.checks[")
+            && CHECKS_NOT_YET.iter().any(|kind| name.ends_with(&format!("].{kind}")));
+        let known = (NOT_YET.contains(&name.as_str()) && !is_off(settings, &name)) || check;
+        if known && !notes.iter().any(|(noted, text)| noted == key && text == not_yet) {
+            notes.push((key.clone(), not_yet.to_owned()));
+        }
+    }
+    if matches!(settings.server.endpoint.scheme, Scheme::Http | Scheme::Https) {
+        notes.push((
+            Key::of("opamp.server.endpoint"),
+            "plain HTTP is not in force yet; ws:// and wss:// are".to_owned(),
+        ));
+    }
+    if settings.server.proxy.is_some() && !set.contains(&Key::of("opamp.server.proxy")) {
+        notes.push((
+            Key::of("opamp.server.proxy"),
+            "comes from the environment (HTTPS_PROXY), and proxies are not in force yet".to_owned(),
+        ));
+    }
+    notes
+}
+
+/// Whether a key that is set says what also happens without it.
+fn is_off(settings: &Settings, key: &str) -> bool {
+    let capabilities = settings.capabilities;
+    match key {
+        "opamp.capabilities.accepts_packages" => !capabilities.accepts_packages,
+        "opamp.capabilities.accepts_opamp_connection_settings" => {
+            !capabilities.accepts_opamp_connection_settings
+        }
+        "opamp.capabilities.accepts_other_connection_settings" => {
+            !capabilities.accepts_other_connection_settings
+        }
+        "opamp.server.tls.pinned_spki_sha256" => settings.server.tls.pinned_spki_sha256.is_empty(),
+        "opamp.server.allow_endpoints" => settings.server.allow_endpoints.is_empty(),
+        "opamp.server.proxy" => settings.server.proxy.is_none(),
+        "opamp.agent.request_instance_uid" => !settings.agent.request_instance_uid,
+        "opamp.health.metrics" => settings.health.metrics.is_empty(),
+        "opamp.remote_config.require_signature" => !settings.remote_config.require_signature,
+        _ => false,
+    }
+}
+
+fn risks(settings: &Settings) -> Vec<(&'static str, &'static str)> {
+    let server = &settings.server;
+    let user = settings.workload.as_ref().and_then(|workload| workload.user.as_ref());
+    let unsigned = settings.capabilities.accepts_remote_config
+        && !settings.remote_config.require_signature
+        && user.is_none();
+    let local = server.endpoint.host == "localhost"
+        || server
+            .endpoint
+            .host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    let clear = !server.endpoint.scheme.is_secure() && !local && server.unusable.is_none();
+    let packages = &settings.packages;
+    [
+        (
+            server.tls.insecure_skip_verify,
+            "opamp.server.tls.insecure_skip_verify",
+            "anyone on the way can pose as the server: its certificate is not verified",
+        ),
+        (
+            clear && !server.headers.is_empty(),
+            "opamp.server.headers",
+            "go over the network in clear text: the endpoint's scheme has no TLS",
+        ),
+        (
+            unsigned,
+            "opamp.capabilities.accepts_remote_config",
+            "a server can run code through a config with exec inputs; set opamp.remote_config.require_signature, or \
+             confine the workload with opamp.workload.user",
+        ),
+        (
+            !packages.require_signature,
+            "opamp.packages.require_signature",
+            "a server can run any code: packages without a signature are accepted",
+        ),
+        (
+            packages.signature == SignatureForm::Digest,
+            "opamp.packages.signature",
+            "digest does not protect against downgrades: an old signed package stays good for ever",
+        ),
+        (
+            settings.capabilities.accepts_packages
+                && packages.require_signature
+                && packages.trusted_keys.is_empty(),
+            "opamp.capabilities.accepts_packages",
+            "is not offered to the server: opamp.packages.trusted_keys is empty",
+        ),
+        (
+            settings.capabilities.accepts_restart_command && settings.workload.is_none(),
+            "opamp.capabilities.accepts_restart_command",
+            "is not offered to the server: there is no opamp.workload",
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(applies, key, text)| applies.then_some((key, text)))
+    .collect()
+}

@@ -1,0 +1,203 @@
+//! `opamp.workload`.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use super::super::model::{
+    Degrade, DegradeAction, DegradeWhen, External, ExternalBy, Owner, Workload,
+};
+use super::super::problem::shorten;
+use super::super::units::Span;
+use super::super::walker::{Section, Wants};
+use super::common::{DAY, MILLIS, MINUTE, SECOND, backoff};
+
+/// How long a remedy is not tried again where it does not say.
+const COOLDOWN: Duration = Duration::from_secs(300);
+/// Keys that mean something only where Chiton starts the process.
+const OWN_PROCESS: [&str; 5] = ["env", "user", "ambient_capabilities", "oom_score_adj", "restart"];
+
+pub(super) fn workload(section: &mut Section<'_, '_, '_>) -> Option<Workload> {
+    let owner = owner(section);
+    if matches!(owner, Some(Owner::External(_))) {
+        for name in OWN_PROCESS {
+            if section.has(name) {
+                section.report(
+                    name,
+                    "has no meaning beside external: the init system starts the process",
+                );
+            }
+        }
+    }
+    let env = env(section);
+    let user = section.parsed("user", Wants::Any("a name or uid:gid"), user);
+    let ambient_capabilities =
+        section.list("ambient_capabilities", "a list of capabilities", capability);
+    let oom_score_adj = section.optional_number("oom_score_adj", -1000_i16..=1000);
+    let stop = Span::new(MILLIS.saturating_mul(100), MINUTE.saturating_mul(10));
+    let stop_timeout = section.duration("stop_timeout", stop, SECOND.saturating_mul(10));
+    let restart = section.within("restart", |own| backoff(own, SECOND, MINUTE));
+    let degrade = section.sections("degrade", "a list of when and do", degrade);
+    Some(Workload {
+        owner: owner?,
+        env,
+        user,
+        ambient_capabilities,
+        oom_score_adj,
+        stop_timeout,
+        restart,
+        degrade,
+    })
+}
+
+fn owner(section: &mut Section<'_, '_, '_>) -> Option<Owner> {
+    const ALLOWED: &str = "allowed is a command as a list, such as [/usr/bin/otelcol, --config, \
+                           \"{config_file}\"], or external";
+    let before = section.problems();
+    let external = section.has("external").then(|| section.within("external", external));
+    let command = section.command("command");
+    match (command, external) {
+        (Some(_), Some(_)) => {
+            section.report("command", "stands beside external; allowed is one of the two");
+            None
+        }
+        (Some(command), None) if command.is_empty() => {
+            section.report("command", format!("is an empty list; {ALLOWED}"));
+            None
+        }
+        (Some(command), None) => Some(Owner::Chiton { command }),
+        (None, Some(external)) => external.map(Owner::External),
+        (None, None) => {
+            if section.problems() == before && !section.is_broken() {
+                section.report("command", format!("is missing; {ALLOWED}"));
+            }
+            None
+        }
+    }
+}
+
+fn external(section: &mut Section<'_, '_, '_>) -> Option<External> {
+    const ALLOWED: &str = "exactly one of unit, pid_file, cgroup";
+    let before = section.problems();
+    let unit = section.parsed("unit", Wants::Text("a unit's name"), |name| {
+        let good = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
+        if !name.is_empty() && !name.starts_with('-') && name.chars().all(good) {
+            return Ok(ExternalBy::Unit(name.to_owned()));
+        }
+        Err(format!(
+            "{:?} is not allowed; allowed is a unit such as otelcol.service",
+            shorten(name)
+        ))
+    });
+    let found = [
+        unit,
+        section.path_of("pid_file").map(ExternalBy::PidFile),
+        section.path_of("cgroup").map(ExternalBy::Cgroup),
+    ];
+    let reload = section.command("reload").unwrap_or_default();
+    let restart = section.command("restart").unwrap_or_default();
+    let mut found = found.into_iter().flatten();
+    match (found.next(), found.next()) {
+        (Some(by), None) => return Some(External { by, reload, restart }),
+        (Some(_), Some(_)) => section.report_self(format!("has several; allowed is {ALLOWED}")),
+        (None, _) if section.problems() == before && !section.is_broken() => {
+            section.report_self(format!("names nothing; allowed is {ALLOWED}"));
+        }
+        _ => {}
+    }
+    None
+}
+
+fn env(section: &mut Section<'_, '_, '_>) -> BTreeMap<String, String> {
+    let entries = section.map("env", Wants::Text("text"), false, |name, value| {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err("is not the name of a variable; allowed is text without =".to_owned());
+        }
+        Ok(value.to_owned())
+    });
+    entries.into_iter().collect()
+}
+
+/// `name`, `name:group` or `uid:gid`.
+fn user(text: &str) -> Result<String, String> {
+    let number = |text: &str| text.parse::<u32>().is_ok_and(|id| id != u32::MAX);
+    let name = |text: &str| {
+        let inner = |c: char| c.is_ascii_alphanumeric() || "_-.$".contains(c);
+        !text.is_empty() && !text.starts_with(['-', '.']) && text.chars().all(inner)
+    };
+    let digits = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+    let good = match text.split_once(':') {
+        Some((uid, gid)) if digits(uid) || digits(gid) => number(uid) && number(gid),
+        Some((user, group)) => name(user) && name(group),
+        None => name(text) && !digits(text),
+    };
+    if good {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{:?} is not allowed; allowed is a name such as otel, or uid:gid", shorten(text)))
+}
+
+fn capability(name: &str) -> Result<String, String> {
+    let rest = name.strip_prefix("cap_").unwrap_or_default();
+    if !rest.is_empty() && rest.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+        return Ok(name.to_owned());
+    }
+    Err(format!(
+        "{:?} is not allowed; allowed is a name such as cap_net_bind_service",
+        shorten(name)
+    ))
+}
+
+fn degrade(section: &mut Section<'_, '_, '_>) -> Option<Degrade> {
+    const WHEN: &str = "memory_max, cpu_max or crash_loop";
+    const DO: &str = "restart, or use: with the path of a configuration";
+    let before = section.problems();
+    let when = section.parsed("when", Wants::Text(WHEN), |word| match word {
+        "memory_max" => Ok(DegradeWhen::MemoryMax),
+        "cpu_max" => Ok(DegradeWhen::CpuMax),
+        "crash_loop" => Ok(DegradeWhen::CrashLoop),
+        other => Err(format!("{:?} is not allowed; allowed is {WHEN}", shorten(other))),
+    });
+    if when.is_none() && section.problems() == before {
+        section.report("when", format!("is missing; allowed is {WHEN}"));
+    }
+    let before = section.problems();
+    let action = if section.is_scalar("do") {
+        section.parsed("do", Wants::Text(DO), |word| match word {
+            "restart" => Ok(DegradeAction::Restart),
+            other => Err(format!("{:?} is not allowed; allowed is {DO}", shorten(other))),
+        })
+    } else {
+        section.section("do").path_of("use").map(DegradeAction::Use)
+    };
+    if action.is_none() && section.problems() == before {
+        section.report("do", format!("is missing; allowed is {DO}"));
+    }
+    let cooldown = section.duration("cooldown", Span::new(SECOND, DAY), COOLDOWN);
+    Some(Degrade { when: when?, action: action?, cooldown })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users() {
+        for good in ["otel", "otel:otel", "1000:1000", "_svc", "svc$", "0:0"] {
+            assert_eq!(user(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "1000",
+            "otel:",
+            ":1",
+            "1000:otel",
+            "otel:1000",
+            "a b",
+            "-x",
+            "4294967295:1",
+            "99999999999:1",
+        ] {
+            assert!(user(bad).is_err(), "{bad}");
+        }
+    }
+}
