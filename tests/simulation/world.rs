@@ -13,9 +13,9 @@ use chiton::agent::uid::Uid;
 use chiton::agent::{Action, Agent, Config, Event, Host, capabilities};
 use chiton::clock::{Mono, Now, Wall};
 use chiton::settings::{
-    Allow, Apply, Backoff, Capabilities, Check, CheckKind, CrashLoop, Endpoint, Health, InstanceId,
-    Layout, Level, Log, LogFormat, LogTo, Owner, Packages, RemoteConfig, Rollback, Scheme, Server,
-    Settings, SignatureForm, Timeouts, Tls, TlsVersion, Workload,
+    Allow, Apply, Backoff, Capabilities, Check, CheckKind, CrashLoop, Credentials, Endpoint,
+    Health, InstanceId, Layout, Level, Log, LogFormat, LogTo, Owner, Packages, RemoteConfig,
+    Rollback, Scheme, Server, Settings, SignatureForm, Timeouts, Tls, TlsVersion, Workload,
 };
 use chiton_proto::{
     AgentConfigMap, AgentIdentification, CommandType, Message, RemoteConfigStatuses, ServerToAgent,
@@ -280,6 +280,8 @@ fn settings(profile: Profile, random: &mut Random, http: bool, apply: &Apply) ->
                 max_version: TlsVersion::V13,
                 pinned_spki_sha256: Vec::new(),
                 insecure_skip_verify: false,
+                enroll: None,
+                renew_before: 720 * HOUR,
             },
             proxy: None,
             heartbeat_interval: profile.heartbeat,
@@ -331,10 +333,12 @@ fn settings(profile: Profile, random: &mut Random, http: bool, apply: &Apply) ->
             user: None,
             ambient_capabilities: Vec::new(),
             oom_score_adj: None,
+            degrade: Vec::new(),
             stop_timeout: 10 * SECOND,
             restart: Backoff { initial: SECOND, max: 10 * MINUTE },
         }),
         local_config_path: None,
+        credentials: Credentials { export: None, on_change: Vec::new() },
         remote_config: RemoteConfig {
             main_file: String::new(),
             layout: Layout::Merge,
