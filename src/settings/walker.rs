@@ -255,6 +255,18 @@ impl<'v, 'e> Section<'_, 'v, 'e> {
         self.broken
     }
 
+    /// Whether something that is missing is to be reported: not where the section is broken, nor where it has unknown
+    /// keys, which may be that very thing misspelt. Asked after all keys have been.
+    #[must_use]
+    pub(super) fn may_lack(&self) -> bool {
+        !self.broken && self.unknown().next().is_none()
+    }
+
+    fn unknown(&self) -> impl Iterator<Item = &'v str> {
+        let names = self.map.into_iter().flat_map(Mapping::keys).filter_map(Value::as_str);
+        names.filter(|name| !self.known.contains(name))
+    }
+
     /// What this section lacks has been reported; nothing below it is missing any more.
     pub(super) const fn give_up(&mut self) {
         self.broken = true;
@@ -556,7 +568,11 @@ impl<'v, 'e> Section<'_, 'v, 'e> {
     /// A map of texts.
     pub(super) fn text_map(&mut self, name: &'static str) -> BTreeMap<String, String> {
         let entries = self.map(name, Wants::Text("text"), false, |name, text| {
-            if name.is_empty() { Err("has no name".to_owned()) } else { Ok(text.to_owned()) }
+            if name.is_empty() {
+                Err("has no name; allowed is any text".to_owned())
+            } else {
+                Ok(text.to_owned())
+            }
         });
         entries.into_iter().collect()
     }
@@ -584,10 +600,8 @@ impl<'v, 'e> Section<'_, 'v, 'e> {
 
 impl Drop for Section<'_, '_, '_> {
     fn drop(&mut self) {
-        for name in self.map.into_iter().flat_map(Mapping::keys).filter_map(Value::as_str) {
-            if self.known.contains(&name) {
-                continue;
-            }
+        let unknown: Vec<&str> = self.unknown().collect();
+        for name in unknown {
             let text = match nearest(name, &self.known) {
                 Some(near) => format!("unknown key; did you mean {near}?"),
                 None => format!("unknown key; allowed are {}", self.known.join(", ")),

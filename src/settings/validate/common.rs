@@ -7,6 +7,10 @@ use super::super::units::Span;
 use super::super::walker::{Section, Wants};
 
 pub(super) const MILLIS: Duration = Duration::from_millis(1);
+/// The shortest time-out, wait or pause: shorter is a typing error.
+pub(super) const SHORTEST: Duration = Duration::from_millis(10);
+/// The shortest time between heartbeats or polls.
+pub(super) const BEAT: Duration = Duration::from_millis(100);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
@@ -18,7 +22,7 @@ pub(super) fn backoff(
     initial: Duration,
     max: Duration,
 ) -> Backoff {
-    let span = |longest| Span::new(MILLIS.saturating_mul(100), longest);
+    let span = |longest| Span::new(SHORTEST, longest);
     let initial = section.duration("initial", span(HOUR), initial);
     let given = section.optional_duration("max", span(DAY));
     match given {

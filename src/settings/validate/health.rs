@@ -7,7 +7,7 @@ use super::super::model::{Check, CheckKind, Health, HttpTarget};
 use super::super::problem::shorten;
 use super::super::units::Span;
 use super::super::walker::{Section, Wants};
-use super::common::{DAY, MILLIS, MINUTE, SECOND};
+use super::common::{DAY, MINUTE, SECOND, SHORTEST};
 use super::server::heartbeat_span;
 
 /// What can be reported of a workload.
@@ -34,7 +34,7 @@ pub(super) fn health(section: &mut Section<'_, '_, '_>) -> (Health, Option<Durat
     let health = Health {
         check_interval: section.duration(
             "check_interval",
-            Span::new(MILLIS.saturating_mul(100), DAY),
+            Span::new(SHORTEST, DAY),
             SECOND.saturating_mul(10),
         ),
         metrics_interval: section.duration(
@@ -56,8 +56,7 @@ pub(super) fn health(section: &mut Section<'_, '_, '_>) -> (Health, Option<Durat
 
 fn check(section: &mut Section<'_, '_, '_>) -> Option<Check> {
     let before = section.problems();
-    let timeout =
-        section.duration("timeout", Span::new(MILLIS.saturating_mul(100), MINUTE), CHECK_TIMEOUT);
+    let timeout = section.duration("timeout", Span::new(SHORTEST, MINUTE), CHECK_TIMEOUT);
     let kinds = [
         section.parsed("http", Wants::Text("a URL"), http_target).map(CheckKind::Http),
         section.parsed("tcp", Wants::Text("host:port"), tcp_target),
@@ -77,7 +76,7 @@ fn check(section: &mut Section<'_, '_, '_>) -> Option<Check> {
             None
         }
         (None, _) => {
-            if section.problems() == before {
+            if section.problems() == before && section.may_lack() {
                 section.report_self(format!("checks nothing; allowed is {KINDS}"));
             }
             None

@@ -6,12 +6,12 @@ use super::super::model::{Allow, CrashLoop, Layout, RemoteConfig, Rollback};
 use super::super::problem::shorten;
 use super::super::units::{Long, Span};
 use super::super::walker::{Section, Wants};
-use super::common::{DAY, MILLIS, MINUTE, SECOND, apply};
+use super::common::{DAY, MILLIS, MINUTE, SECOND, SHORTEST, apply};
 
 /// Bytes of a whole set that may be allowed.
-const SET_SIZE: core::ops::RangeInclusive<u64> = (1 << 10)..=(16 << 20);
+const SET_SIZE: core::ops::RangeInclusive<u64> = 1..=(16 << 20);
 /// Bytes that may be merged: merging costs about thirty times that in memory.
-const MERGE_SIZE: core::ops::RangeInclusive<u64> = (1 << 10)..=(4 << 20);
+const MERGE_SIZE: core::ops::RangeInclusive<u64> = 1..=(4 << 20);
 
 pub(super) fn remote_config(section: &mut Section<'_, '_, '_>) -> RemoteConfig {
     RemoteConfig {
@@ -28,7 +28,7 @@ pub(super) fn remote_config(section: &mut Section<'_, '_, '_>) -> RemoteConfig {
         rollback: section.within("rollback", rollback),
         min_interval: section.duration(
             "min_interval",
-            Span::new(SECOND, DAY).or_zero("none"),
+            Span::new(MILLIS, DAY).or_zero("none"),
             MINUTE,
         ),
         allow: section.within("allow", allow),
@@ -55,12 +55,9 @@ fn main_file(name: &str) -> Result<String, String> {
 }
 
 fn rollback(section: &mut Section<'_, '_, '_>) -> Rollback {
-    let window = section.duration("window", Span::new(SECOND, DAY), MINUTE);
-    let interval = section.duration(
-        "interval",
-        Span::new(MILLIS.saturating_mul(100), MINUTE.saturating_mul(60)),
-        SECOND,
-    );
+    let window = section.duration("window", Span::new(SHORTEST, DAY), MINUTE);
+    let interval =
+        section.duration("interval", Span::new(SHORTEST, MINUTE.saturating_mul(60)), SECOND);
     let successes = section.number("successes", 1..=1000_u32, 5);
     let attempts = section.number("attempts", 1..=100, 3);
     // The first check comes at once.

@@ -10,13 +10,13 @@ use super::super::model::{
 use super::super::problem::shorten;
 use super::super::units::{Span, base64_digest};
 use super::super::walker::{Section, Wants};
-use super::common::{DAY, HOUR, MILLIS, MINUTE, SECOND, backoff};
+use super::common::{BEAT, DAY, HOUR, MINUTE, SECOND, SHORTEST, backoff};
 use crate::secret::Secret;
 
 /// Bytes of all header values together; servers take about so much.
 const MAX_HEADERS: usize = 16 << 10;
 /// Largest message, bytes: from what a status report needs to what a device can hold three times.
-const MESSAGE_SIZE: core::ops::RangeInclusive<u64> = (64 << 10)..=(64 << 20);
+const MESSAGE_SIZE: core::ops::RangeInclusive<u64> = (1 << 10)..=(64 << 20);
 /// Headers that the transport writes itself.
 const OWN_HEADERS: [&str; 10] = [
     "connection",
@@ -36,7 +36,7 @@ pub(super) fn server(section: &mut Section<'_, '_, '_>, environment: &dyn Enviro
     let headers = headers(section, "headers");
     let tls = section.within("tls", tls);
     let proxy = proxy(section, environment, endpoint.scheme);
-    let poll = Span::new(SECOND, DAY);
+    let poll = Span::new(BEAT, DAY);
     let size = section.size("max_message_size", &MESSAGE_SIZE, 4 << 20);
     Server {
         endpoint,
@@ -60,7 +60,7 @@ pub(super) fn server(section: &mut Section<'_, '_, '_>, environment: &dyn Enviro
 
 /// What heartbeats may be apart.
 pub(super) const fn heartbeat_span() -> Span {
-    Span::new(SECOND, DAY).or_zero("off")
+    Span::new(BEAT, DAY).or_zero("off")
 }
 
 fn endpoint(section: &mut Section<'_, '_, '_>) -> Endpoint {
@@ -197,7 +197,7 @@ fn enroll(section: &mut Section<'_, '_, '_>) -> Option<Enroll> {
 }
 
 fn timeouts(section: &mut Section<'_, '_, '_>) -> Timeouts {
-    let span = Span::new(MILLIS.saturating_mul(100), MINUTE.saturating_mul(10));
+    let span = Span::new(SHORTEST, MINUTE.saturating_mul(10));
     let (long, short) = (SECOND.saturating_mul(30), SECOND.saturating_mul(10));
     let mut timeout = |name, default: Duration| section.duration(name, span, default);
     Timeouts {

@@ -9,7 +9,7 @@ use super::super::model::{
 use super::super::problem::shorten;
 use super::super::units::Span;
 use super::super::walker::{Section, Wants};
-use super::common::{DAY, MILLIS, MINUTE, SECOND, backoff};
+use super::common::{DAY, MINUTE, SECOND, SHORTEST, backoff};
 
 /// How long a remedy is not tried again where it does not say.
 const COOLDOWN: Duration = Duration::from_secs(300);
@@ -33,7 +33,7 @@ pub(super) fn workload(section: &mut Section<'_, '_, '_>) -> Option<Workload> {
     let ambient_capabilities =
         section.list("ambient_capabilities", "a list of capabilities", capability);
     let oom_score_adj = section.optional_number("oom_score_adj", -1000_i16..=1000);
-    let stop = Span::new(MILLIS.saturating_mul(100), MINUTE.saturating_mul(10));
+    let stop = Span::new(SHORTEST, MINUTE.saturating_mul(10));
     let stop_timeout = section.duration("stop_timeout", stop, SECOND.saturating_mul(10));
     let restart = section.within("restart", |own| backoff(own, SECOND, MINUTE));
     let degrade = section.sections("degrade", "a list of when and do", degrade);
@@ -99,7 +99,7 @@ fn external(section: &mut Section<'_, '_, '_>) -> Option<External> {
     match (found.next(), found.next()) {
         (Some(by), None) => return Some(External { by, reload, restart }),
         (Some(_), Some(_)) => section.report_self(format!("has several; allowed is {ALLOWED}")),
-        (None, _) if section.problems() == before && !section.is_broken() => {
+        (None, _) if section.problems() == before && section.may_lack() => {
             section.report_self(format!("names nothing; allowed is {ALLOWED}"));
         }
         _ => {}
@@ -148,6 +148,7 @@ fn capability(name: &str) -> Result<String, String> {
 fn degrade(section: &mut Section<'_, '_, '_>) -> Option<Degrade> {
     const WHEN: &str = "memory_max, cpu_max or crash_loop";
     const DO: &str = "restart, or use: with the path of a configuration";
+    let cooldown = section.duration("cooldown", Span::new(SECOND, DAY), COOLDOWN);
     let before = section.problems();
     let when = section.parsed("when", Wants::Text(WHEN), |word| match word {
         "memory_max" => Ok(DegradeWhen::MemoryMax),
@@ -155,10 +156,6 @@ fn degrade(section: &mut Section<'_, '_, '_>) -> Option<Degrade> {
         "crash_loop" => Ok(DegradeWhen::CrashLoop),
         other => Err(format!("{:?} is not allowed; allowed is {WHEN}", shorten(other))),
     });
-    if when.is_none() && section.problems() == before {
-        section.report("when", format!("is missing; allowed is {WHEN}"));
-    }
-    let before = section.problems();
     let action = if section.is_scalar("do") {
         section.parsed("do", Wants::Text(DO), |word| match word {
             "restart" => Ok(DegradeAction::Restart),
@@ -167,10 +164,14 @@ fn degrade(section: &mut Section<'_, '_, '_>) -> Option<Degrade> {
     } else {
         section.section("do").path_of("use").map(DegradeAction::Use)
     };
-    if action.is_none() && section.problems() == before {
-        section.report("do", format!("is missing; allowed is {DO}"));
+    if section.problems() == before && section.may_lack() {
+        if when.is_none() {
+            section.report("when", format!("is missing; allowed is {WHEN}"));
+        }
+        if action.is_none() {
+            section.report("do", format!("is missing; allowed is {DO}"));
+        }
     }
-    let cooldown = section.duration("cooldown", Span::new(SECOND, DAY), COOLDOWN);
     Some(Degrade { when: when?, action: action?, cooldown })
 }
 
