@@ -299,7 +299,6 @@ fn noexec(directory: &Path) -> bool {
 }
 
 fn without_permissions(directory: &Path) -> bool {
-    #[expect(clippy::unnecessary_fallible_conversions, reason = "f_type is narrower elsewhere")]
     #[expect(clippy::useless_conversion, reason = "f_type is narrower elsewhere")]
     statfs(directory)
         .ok()
