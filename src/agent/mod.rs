@@ -406,11 +406,16 @@ impl Agent {
             }
             Event::Staged(staged) => {
                 let unwritten = matches!(staged, Staged::Failed(_));
+                // At the start the workload waits for the local file only while that is to be activated: an offer
+                // that came meanwhile must not keep it waiting.
+                let starts = self.state.rollout.stages_local() && !matches!(staged, Staged::New(_));
                 let validates = self.state.config.validates;
                 self.on_rollout(now, actions, |rollout, out| {
                     rollout.staged(staged, validates, out)
                 });
-                if self.state.rollout.is_idle() && (unwritten || !self.state.waits_for_config()) {
+                if (starts || self.state.rollout.is_idle())
+                    && (unwritten || !self.state.waits_for_config())
+                {
                     self.ensure_workload(actions);
                 }
             }
@@ -437,6 +442,7 @@ impl Agent {
                 // A round that is under way was about the process before.
                 self.check_round = self.check_round.wrapping_add(1);
                 self.checking = false;
+                self.state.rollout.unchecked(now);
                 self.applied(Ok(()), now, actions);
             }
             Event::WorkloadNotStarted(error) => {

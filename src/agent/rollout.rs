@@ -243,6 +243,12 @@ impl Rollout {
         true
     }
 
+    /// Whether the staging under way is that of the local file, at the start.
+    #[must_use]
+    pub const fn stages_local(&self) -> bool {
+        matches!(self.phase, Phase::Staging) && self.current.is_none()
+    }
+
     /// The answer to [`Order::Stage`]. True: the status changed.
     pub fn staged(&mut self, staged: Staged, validates: bool, out: &mut Vec<Order>) -> bool {
         if !matches!(self.phase, Phase::Staging) {
