@@ -437,6 +437,7 @@ impl Agent {
                 // A round that is under way was about the process before.
                 self.check_round = self.check_round.wrapping_add(1);
                 self.checking = false;
+                self.state.rollout.unchecked(now);
                 self.applied(Ok(()), now, actions);
             }
             Event::WorkloadNotStarted(error) => {
