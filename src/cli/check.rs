@@ -20,7 +20,7 @@ use crate::transport::tls::{MAX_PEM, certificates};
 use crate::workload::identity::Identity;
 
 /// File systems that can keep neither permissions nor links: VFAT and exFAT, as `statfs` names them.
-const NO_PERMISSIONS: [i64; 2] = [0x4d44, 0x2011_bab0];
+const NO_PERMISSIONS: [i128; 2] = [0x4d44, 0x2011_bab0];
 /// What stands before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410).
 const ED25519_SPKI: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -299,11 +299,8 @@ fn noexec(directory: &Path) -> bool {
 }
 
 fn without_permissions(directory: &Path) -> bool {
-    #[expect(clippy::useless_conversion, reason = "f_type is narrower elsewhere")]
-    statfs(directory)
-        .ok()
-        .and_then(|facts| i64::try_from(facts.f_type).ok())
-        .is_some_and(|kind| NO_PERMISSIONS.contains(&kind))
+    // The type of `f_type` differs by architecture; this one holds them all.
+    statfs(directory).is_ok_and(|facts| NO_PERMISSIONS.contains(&i128::from(facts.f_type)))
 }
 
 /// Whether a command's program can be run. One with a placeholder in it may come later.

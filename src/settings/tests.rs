@@ -458,6 +458,8 @@ fn unknown_keys_suggest_the_nearest() {
         far,
         ["chiton.yaml:3: opamp.log.banana: unknown key; allowed are level, format, to"]
     );
+    let alone = refused("opamp: {server: {endpoint: \"ws://h\"}}\nx: {}\n");
+    assert_eq!(alone, ["chiton.yaml:2: x: unknown key; allowed are opamp"]);
     let beside = refused("opamp:\n  server: {endpoint: \"ws://h\"}\nopmap: {}\n");
     assert_eq!(beside, ["chiton.yaml:3: opmap: unknown key; did you mean opamp?"]);
 }

@@ -206,7 +206,9 @@ pub(super) struct Section<'s, 'v, 'e> {
 impl<'v, 'e> Section<'_, 'v, 'e> {
     /// The value of a key, which is known from now on. An empty one counts as absent.
     fn take(&mut self, name: &'static str) -> Option<(Key, &'v Value)> {
-        self.known.push(name);
+        if !self.known.contains(&name) {
+            self.known.push(name);
+        }
         let value = self.map?.get(name)?;
         let key = self.key.name(name);
         self.walker.set.push(key.clone());
