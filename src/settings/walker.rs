@@ -140,6 +140,9 @@ impl<'e> Walker<'e> {
         let scalar = self.scalar(key, value, wants.allowed())?;
         if let Wants::Text(allowed) = wants
             && !scalar.quoted
+            // A whole number reads back as it was written; 1.10, yes and null do not.
+            && !value.is_i64()
+            && !value.is_u64()
         {
             let kind = kind(value);
             self.report(key, format!("is {kind}; allowed is {allowed}: put it in quotes"));
