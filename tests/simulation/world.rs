@@ -485,6 +485,9 @@ impl World {
         self.offer(Kind::Good, true);
         let wanted = self.server.desired.clone().unwrap();
         self.advance(self.now + DAY / 2);
+        if self.in_flight > 0 {
+            self.advance(self.now + 5 * SECOND); // a heartbeat is on its way
+        }
         self.consistent(&wanted);
         self.end();
         self.tally.time = self.now;
