@@ -58,7 +58,7 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     }
     let turn = LOOKUP.acquire().await;
     let host = host.to_owned();
-    let found = smol::unblock(move || {
+    let found = crate::pool::unblock(move || {
         // Given back when the lookup ends, not when its caller has lost patience.
         let _turn = turn;
         let found = (host.as_str(), port).to_socket_addrs()?;

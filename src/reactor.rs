@@ -483,7 +483,7 @@ mod tests {
 
     #[test]
     fn another_thread_can_wake_the_sleeping_one() {
-        let value = block_on(smol::unblock(|| 42)).unwrap();
+        let value = block_on(crate::pool::unblock(|| 42)).unwrap();
         assert_eq!(value, 42);
     }
 

@@ -24,7 +24,7 @@ pub(super) enum Job {
 pub(super) async fn work(store: Arc<Store>, jobs: Receiver<Job>, inbox: Rc<Inbox>) {
     while let Ok(job) = jobs.recv().await {
         let store = Arc::clone(&store);
-        let event = smol::unblock(move || carry_out(&store, job)).await;
+        let event = crate::pool::unblock(move || carry_out(&store, job)).await;
         inbox.put(event).await;
     }
 }

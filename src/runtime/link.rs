@@ -123,7 +123,7 @@ async fn plan(links: &Links) -> Result<Plan, String> {
         Scheme::Wss | Scheme::Https => {
             let factory = Arc::clone(&links.factory);
             let tls = links.server.tls.clone();
-            let connector = smol::unblock(move || {
+            let connector = crate::pool::unblock(move || {
                 let mut factory =
                     factory.lock().map_err(|_| "an earlier attempt died".to_owned())?;
                 factory.connector(&tls)
@@ -144,7 +144,7 @@ async fn encode(links: &Links, report: Report) -> Option<Bytes> {
     let Report { mut message, effective_config } = report;
     if effective_config {
         let store = Arc::clone(&links.store);
-        match smol::unblock(move || store.effective()).await {
+        match crate::pool::unblock(move || store.effective()).await {
             Ok(map) => message.effective_config = Some(EffectiveConfig { config_map: Some(map) }),
             Err(error) => {
                 links
