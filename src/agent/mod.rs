@@ -219,7 +219,7 @@ impl Config {
             validates: !remote.validate.is_empty(),
             workload: settings.workload.as_ref().map(|workload| workload.restart),
             needs_config,
-            has_checks: !settings.health.checks.is_empty(),
+            has_checks: settings.health.checks.iter().any(|check| check.kind.is_in_force()),
             check_interval: settings.health.check_interval,
             attributes: Attributes::new(settings, host),
             bounds: Bounds { max_message: server.max_message_size, ..Bounds::default() },

@@ -284,6 +284,14 @@ pub enum CheckKind {
     CpuMax(f64),
 }
 
+impl CheckKind {
+    /// Whether this version runs it. One that is not run has no result: a pass would be a lie.
+    #[must_use]
+    pub const fn is_in_force(&self) -> bool {
+        !matches!(self, Self::MemoryMax(_) | Self::CpuMax(_))
+    }
+}
+
 /// An `http://` URL to check. TLS is not spoken to a local check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpTarget {
