@@ -241,6 +241,8 @@ fn serve(
     flooded: &Sender<()>,
     todo: &Receiver<Order>,
 ) {
+    // As every real server: or its handshake waits 40 ms for our acknowledgement.
+    stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let connection = ServerConnection::new(Arc::clone(config)).unwrap();
     let mut socket = accept(StreamOwned::new(connection, stream));

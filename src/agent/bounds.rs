@@ -34,6 +34,8 @@ pub struct Bounds {
     pub cipher_suites: usize,
     /// `custom_capabilities.capabilities`. 64.
     pub custom_capabilities: usize,
+    /// Bytes of one hash of a server's own making, which is kept and sent back. 1 KiB.
+    pub hash: usize,
 }
 
 impl Bounds {
@@ -49,6 +51,7 @@ impl Bounds {
         other_settings: 64,
         cipher_suites: 64,
         custom_capabilities: 64,
+        hash: 1024,
     };
 
     const fn limit(&self, bound: Bound) -> usize {
@@ -63,6 +66,7 @@ impl Bounds {
             Bound::OtherSettings => self.other_settings,
             Bound::CipherSuites => self.cipher_suites,
             Bound::CustomCapabilities => self.custom_capabilities,
+            Bound::Hash => self.hash,
         }
     }
 }
@@ -87,6 +91,7 @@ pub enum Bound {
     OtherSettings,
     CipherSuites,
     CustomCapabilities,
+    Hash,
 }
 
 impl fmt::Display for Bound {
@@ -102,6 +107,7 @@ impl fmt::Display for Bound {
             Self::OtherSettings => "settings of another connection",
             Self::CipherSuites => "cipher suites",
             Self::CustomCapabilities => "custom capabilities",
+            Self::Hash => "bytes in a hash",
         })
     }
 }
@@ -194,20 +200,26 @@ struct Field {
     number: u32,
     /// Counted as an element of this list, where it is one.
     list: Option<Bound>,
-    /// What is inside; absent: text.
+    /// Bound of its own length, where it has one.
+    length: Option<Bound>,
+    /// What is inside; absent: text or bytes.
     inside: Option<&'static [Field]>,
 }
 
 const fn message(number: u32, inside: &'static [Field]) -> Field {
-    Field { number, list: None, inside: Some(inside) }
+    Field { number, list: None, length: None, inside: Some(inside) }
 }
 
 const fn list(number: u32, bound: Bound, inside: &'static [Field]) -> Field {
-    Field { number, list: Some(bound), inside: Some(inside) }
+    Field { number, list: Some(bound), length: None, inside: Some(inside) }
 }
 
 const fn texts(number: u32, bound: Bound) -> Field {
-    Field { number, list: Some(bound), inside: None }
+    Field { number, list: Some(bound), length: None, inside: None }
+}
+
+const fn hash(number: u32) -> Field {
+    Field { number, list: None, length: Some(Bound::Hash), inside: None }
 }
 
 // opamp.proto's messages with the lists in them, and the messages on the way to those; a map is a list of
@@ -229,7 +241,8 @@ static OTHER_CONNECTION: [Field; 5] = [
     message(6, &PROXY),
 ];
 static OTHER_CONNECTION_ENTRY: [Field; 1] = [message(2, &OTHER_CONNECTION)];
-static CONNECTION_SETTINGS: [Field; 5] = [
+static CONNECTION_SETTINGS: [Field; 6] = [
+    hash(1),
     message(2, &OPAMP_CONNECTION),
     message(3, &TELEMETRY_CONNECTION),
     message(4, &TELEMETRY_CONNECTION),
@@ -237,12 +250,12 @@ static CONNECTION_SETTINGS: [Field; 5] = [
     list(6, Bound::Connections, &OTHER_CONNECTION_ENTRY),
 ];
 static FILE: [Field; 1] = [message(4, &HEADERS)];
-static PACKAGE: [Field; 1] = [message(3, &FILE)];
+static PACKAGE: [Field; 2] = [message(3, &FILE), hash(4)];
 static PACKAGE_ENTRY: [Field; 1] = [message(2, &PACKAGE)];
-static PACKAGES_AVAILABLE: [Field; 1] = [list(1, Bound::Packages, &PACKAGE_ENTRY)];
+static PACKAGES_AVAILABLE: [Field; 2] = [list(1, Bound::Packages, &PACKAGE_ENTRY), hash(2)];
 static CONFIG_ENTRY: [Field; 1] = [message(2, &PLAIN)];
 static CONFIG_MAP: [Field; 1] = [list(1, Bound::ConfigObjects, &CONFIG_ENTRY)];
-static REMOTE_CONFIG: [Field; 1] = [message(1, &CONFIG_MAP)];
+static REMOTE_CONFIG: [Field; 2] = [message(1, &CONFIG_MAP), hash(2)];
 static CUSTOM_CAPABILITIES: [Field; 1] = [texts(1, Bound::CustomCapabilities)];
 static ERROR_RESPONSE: [Field; 1] = [message(3, &PLAIN)];
 static SERVER_TO_AGENT: [Field; 8] = [
@@ -301,6 +314,9 @@ impl Walk<'_> {
             let here = (path << 4) | number;
             if let Some(bound) = field.list {
                 within(self.bounds, bound, lists.add(here))?;
+            }
+            if let Some(bound) = field.length {
+                within(self.bounds, bound, payload.len())?;
             }
             let Some(inside) = field.inside else { continue };
             // Offsets in a fault are those of the whole message.
@@ -518,6 +534,25 @@ mod tests {
             (Bound::Fields, Bounds { fields: 20_000, ..b }),
         ] {
             assert_eq!(over(&message, &lowered), bound);
+        }
+    }
+
+    #[test]
+    fn a_hash_that_is_kept_is_short() {
+        let hash = bytes::Bytes::from(vec![7; Bounds::DEFAULT.hash + 1]);
+        let remote = AgentRemoteConfig { config_hash: hash.clone(), ..Default::default() };
+        let settings = ConnectionSettingsOffers { hash: hash.clone(), ..Default::default() };
+        let packages = PackagesAvailable { all_packages_hash: hash.clone(), ..Default::default() };
+        let package = PackageAvailable { hash, ..Default::default() };
+        let one =
+            PackagesAvailable { packages: [("p".into(), package)].into(), ..Default::default() };
+        for message in [
+            ServerToAgent { remote_config: Some(remote), ..Default::default() },
+            ServerToAgent { connection_settings: Some(settings), ..Default::default() },
+            ServerToAgent { packages_available: Some(packages), ..Default::default() },
+            ServerToAgent { packages_available: Some(one), ..Default::default() },
+        ] {
+            assert_eq!(over(&message.encode_to_vec(), &Bounds::DEFAULT), Bound::Hash);
         }
     }
 

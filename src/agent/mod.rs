@@ -760,3 +760,20 @@ fn carry_out_session(orders: Vec<session::Order>, actions: &mut Vec<Action>) {
         session::Order::Say(tone, text) => Action::Log(tone, text),
     }));
 }
+
+/// Bytes of a text from outside that is kept, logged or reported.
+pub const MAX_TEXT: usize = 2048;
+
+/// Cuts such a text to its bound, at a character.
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let mut end = MAX_TEXT;
+        while !text.is_char_boundary(end) {
+            end = end.saturating_sub(1);
+        }
+        text.truncate(end);
+        text.shrink_to_fit();
+        text.push('…');
+    }
+    text
+}

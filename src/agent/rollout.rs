@@ -16,14 +16,13 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use chiton_proto::{AgentConfigMap, AgentRemoteConfig, RemoteConfigStatus, RemoteConfigStatuses};
 
+use super::cut;
 use super::health::CheckResult;
 use crate::clock::{Mono, Now};
 use crate::settings::Rollback;
 
 /// Contents that failed and are remembered, newest first.
 pub const MAX_FAILED: usize = 16;
-/// Bytes of a reason that is reported and kept.
-pub const MAX_REASON: usize = 2048;
 
 /// SHA-256 over the contents of a placed set.
 pub type Digest = [u8; 32];
@@ -238,7 +237,8 @@ impl Rollout {
             self.waiting = Some(offer);
             return true;
         }
-        self.current = Some(offer.config_hash);
+        // A copy: the offer's bytes are parts of the whole message, which they would keep in memory.
+        self.current = Some(Bytes::copy_from_slice(hash));
         self.stage(Some(offer.config.unwrap_or_default()), out);
         true
     }
@@ -275,7 +275,7 @@ impl Rollout {
                 self.settle(Outcome::Failed(reason), out)
             }
             Staged::Refused(reason) | Staged::Failed(reason) => {
-                self.settle(Outcome::Failed(shorten(reason)), out)
+                self.settle(Outcome::Failed(cut(reason)), out)
             }
         }
     }
@@ -289,7 +289,7 @@ impl Rollout {
                 false
             }
             Err(reason) => {
-                let reason = shorten(reason);
+                let reason = cut(reason);
                 self.memory.remember_failure(generation.digest, &reason);
                 self.settle(Outcome::Failed(reason), out)
             }
@@ -525,7 +525,7 @@ impl Rollout {
     }
 
     fn roll_back(&mut self, digest: Digest, reason: String, out: &mut Vec<Order>) -> bool {
-        let reason = shorten(reason);
+        let reason = cut(reason);
         out.push(Order::Say(format!("rolling back: {reason}")));
         self.phase = Phase::RollingBack { digest, reason, applying: false };
         out.push(Order::Activate(self.memory.committed));
@@ -566,17 +566,4 @@ impl Rollout {
 
 fn unwritten(reason: &str) -> Order {
     Order::Say(format!("the record could not be written: {reason}"))
-}
-
-/// Cuts a reason to its bound, at a character.
-fn shorten(mut reason: String) -> String {
-    if reason.len() > MAX_REASON {
-        let mut end = MAX_REASON;
-        while !reason.is_char_boundary(end) {
-            end = end.saturating_sub(1);
-        }
-        reason.truncate(end);
-        reason.push('…');
-    }
-    reason
 }

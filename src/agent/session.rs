@@ -12,6 +12,7 @@ use chiton_proto::{
 };
 
 use super::backoff::{self, Jitter};
+use super::cut;
 use super::report::{Facets, Ledger};
 use super::uid::Uid;
 use crate::clock::{Mono, Now};
@@ -524,7 +525,7 @@ impl Session {
 
     /// The server's error_response. True: it is unavailable, and the link is being closed.
     fn told_off(&mut self, error: &ServerErrorResponse, now: Now, out: &mut Vec<Order>) -> bool {
-        let text = &error.error_message;
+        let text = cut(error.error_message.clone());
         if error.r#type() != ServerErrorResponseType::Unavailable {
             // Not sent again (opamp-spec L3471, P654): it would be refused again.
             out.push(Order::Say(Tone::Warning, format!("the server refused a report: {text}")));

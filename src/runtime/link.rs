@@ -139,7 +139,7 @@ async fn plan(links: &Links) -> Result<Plan, String> {
     Ok(Plan { server: links.server.clone(), tls })
 }
 
-/// The bytes of a report; [`None`]: even the smallest form is too large, which is logged (opamp-spec L456).
+/// The bytes of a report, framed; [`None`]: even the smallest form is too large, which is logged (opamp-spec L456).
 async fn encode(links: &Links, report: Report) -> Option<Bytes> {
     let Report { mut message, effective_config } = report;
     if effective_config {
@@ -171,5 +171,5 @@ async fn encode(links: &Links, report: Report) -> Option<Bytes> {
         links.inbox.log(Tone::Warning, text).await;
         return None;
     }
-    Some(message.encode_to_vec().into())
+    Some(transport::frame(&message))
 }

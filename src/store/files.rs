@@ -75,7 +75,9 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
 /// Also when it is larger.
 pub(super) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
-    let mut bytes = Vec::new();
+    // Its size in one piece: growing would take half as much again.
+    let size = file.metadata()?.len().min(most).saturating_add(1);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
     // One byte more than allowed tells whether there was more.
     file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > most {

@@ -46,12 +46,26 @@ pub enum Incoming {
 /// What a link is told.
 #[derive(Debug)]
 pub enum Outgoing {
-    /// Send a message.
+    /// Send a message, as [`frame`] made it.
     Message(Bytes),
     /// Send a ping.
     Ping,
     /// Close in order, after what was sent before.
     Close,
+}
+
+/// Bytes of the header that [`frame`] puts in front.
+pub const HEADER: usize = 1;
+
+/// Encodes a message with WebSocket's header, a varint 0, in front (opamp-spec L389): in one piece, since a
+/// message can be large. Plain HTTP has no header and leaves it out.
+#[must_use]
+pub fn frame(message: &impl chiton_proto::Message) -> Bytes {
+    let mut framed = Vec::with_capacity(message.encoded_len().saturating_add(HEADER));
+    framed.push(0);
+    // A vector grows; there is no way to fail.
+    let _ = message.encode(&mut framed);
+    framed.into()
 }
 
 /// Everything that opening a link needs.

@@ -11,7 +11,7 @@ use async_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use async_tungstenite::tungstenite::{Error, Message};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use smol::channel::{Receiver, Sender};
@@ -67,7 +67,7 @@ pub(super) async fn run(
         match smol::future::or(told, came).await {
             Next::Told(Some(Outgoing::Message(body))) => {
                 large |= body.len() > LARGE_FRAME;
-                link.send(Message::Binary(with_header(&body))).await?;
+                link.send(Message::Binary(body)).await?;
             }
             Next::Told(Some(Outgoing::Ping)) => link.send(Message::Ping(Bytes::new())).await?,
             Next::Told(Some(Outgoing::Close)) => {
@@ -267,14 +267,6 @@ async fn fresh(mut stream: Metered, rest: Vec<u8>, plan: &Plan) -> Socket {
     WebSocketStream::from_partially_read(stream, rest, Role::Client, Some(config)).await
 }
 
-/// Puts the header, a varint 0, in front (opamp-spec L389).
-fn with_header(body: &Bytes) -> Bytes {
-    let mut framed = BytesMut::with_capacity(body.len().saturating_add(1));
-    framed.extend_from_slice(&[0]);
-    framed.extend_from_slice(body);
-    framed.freeze()
-}
-
 /// Takes the header off: a varint of 1 to 10 bytes whose value is 0 (opamp-spec L402–L413).
 fn take_header(bytes: &mut Bytes) -> Result<(), &'static str> {
     for _ in 0..MAX_HEADER {
@@ -441,9 +433,10 @@ mod tests {
                 (got, expected) => panic!("{input:?}: {got:?}, expected {expected:?}"),
             }
         }
-        let mut framed = with_header(&Bytes::from_static(b"abc"));
+        let message = chiton_proto::ServerToAgent { capabilities: 7, ..Default::default() };
+        let mut framed = super::super::frame(&message);
         take_header(&mut framed).unwrap();
-        assert_eq!(framed.as_ref(), b"abc");
+        assert_eq!(chiton_proto::Message::decode(framed), Ok(message));
     }
 
     #[test]
