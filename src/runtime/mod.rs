@@ -125,6 +125,8 @@ struct Runtime<'a> {
     /// What happened while actions were carried out.
     aftermath: VecDeque<Event>,
     started: Mono,
+    /// Code has run that does not run at rest: its pages are given back with the server's next answer.
+    busy: bool,
     give_up_at: Option<Mono>,
     over: bool,
 }
@@ -184,6 +186,7 @@ impl<'a> Runtime<'a> {
             problems,
             aftermath: VecDeque::new(),
             started: now.mono,
+            busy: true,
             give_up_at: None,
             over: false,
         })
@@ -241,6 +244,8 @@ impl<'a> Runtime<'a> {
     }
 
     fn handle(&mut self, event: Event) {
+        let answered = matches!(event, Event::Received { .. });
+        self.busy |= matches!(event, Event::LinkUp { .. } | Event::Remembered(_));
         let mut actions = Vec::new();
         self.agent.handle(event, now(), &mut actions);
         self.carry_out(actions);
@@ -248,6 +253,9 @@ impl<'a> Runtime<'a> {
             let mut actions = Vec::new();
             self.agent.handle(event, now(), &mut actions);
             self.carry_out(actions);
+        }
+        if answered && core::mem::take(&mut self.busy) {
+            crate::sys::give_back_code();
         }
     }
 
