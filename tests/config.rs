@@ -105,6 +105,24 @@ fn an_offer_is_applying_then_applied_and_the_workload_runs_with_it() {
     agent.stop_with(peer);
 }
 
+/// opamp-spec L456: what is over the limit is not sent, and that is recorded; the rest of the report still goes.
+#[test]
+fn an_effective_config_over_the_limit_is_left_out_and_said() {
+    let (home, server) = (home(), Server::new());
+    let mut settings =
+        with_local(&home, settings(&[]), &format!("large: {}\n", "x".repeat(32 << 10)));
+    settings.server.push("max_message_size: 8KiB".to_owned());
+    let (agent, mut peer, first) = connected(&home, &server, &settings);
+    let uid = first.instance_uid.clone();
+    peer.send(&offer(&uid, "h1", &[("extra.yaml", "level: 1\n")]));
+    peer.status("h1", Applied);
+    let full = peer.proves_to_work(&uid);
+    assert!(full.effective_config.is_none(), "it cannot fit into a message");
+    assert!(full.health.is_some() && full.agent_description.is_some());
+    agent.logs(&["effective config is not reported", "max_message_size (8192)"]);
+    agent.stop_with(peer);
+}
+
 #[test]
 fn a_set_with_a_bad_name_is_refused_as_a_whole_and_nothing_is_written() {
     let (home, server) = (home(), Server::new());
