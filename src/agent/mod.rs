@@ -35,7 +35,7 @@ use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, V
 use self::supervision::{End, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{Mono, Now};
-use crate::settings::{Apply, Backoff, Owner, Rollback, Scheme, Settings};
+use crate::settings::{Apply, Backoff, Owner, Scheme, Settings};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -77,6 +77,8 @@ pub enum Event {
     Staged(Staged),
     /// Answers [`Action::Validate`].
     Validated(Result<(), String>),
+    /// Answers [`Action::Arm`].
+    Armed(Result<(), String>),
     /// Answers [`Action::Activate`].
     Activated(Result<(), String>),
     /// Answers [`Action::Remember`].
@@ -127,6 +129,15 @@ pub enum Action {
         offer: Option<AgentConfigMap>,
         /// Contents that need not be written.
         known: Vec<Digest>,
+        /// False: only say what it would be.
+        write: bool,
+    },
+    /// Write the way back and that a trial begins. → [`Event::Armed`]
+    Arm {
+        /// The record during the trial.
+        memory: Box<Memory>,
+        /// The record after going back, for a disk that is full by then.
+        after_going_back: Box<Memory>,
     },
     /// Dry run of a generation. → [`Event::Validated`]
     Validate(Generation),
@@ -157,9 +168,10 @@ pub enum Action {
 #[derive(Clone, Debug)]
 pub struct Config {
     session: session::Rules,
-    rollback: Rollback,
+    rollout: rollout::Rules,
+    /// The first check after a start comes no later than this.
+    first_check: Duration,
     apply: Apply,
-    validates: bool,
     workload: Option<Backoff>,
     /// The command names `{config_file}` or `{config_dir}`: without a configuration it is not started.
     needs_config: bool,
@@ -214,9 +226,9 @@ impl Config {
                 capabilities: capabilities::usable(settings),
                 request_uid: settings.agent.request_instance_uid,
             },
-            rollback: remote.rollback,
+            rollout: rollout::Rules::new(remote),
+            first_check: settings.health.check_interval.min(remote.rollback.interval),
             apply: remote.apply.clone(),
-            validates: !remote.validate.is_empty(),
             workload: settings.workload.as_ref().map(|workload| workload.restart),
             needs_config,
             has_checks: settings.health.checks.iter().any(|check| check.kind.is_in_force()),
@@ -319,6 +331,13 @@ impl Managed {
     fn waits_for_config(&self) -> bool {
         self.config.needs_config && self.rollout.memory().committed.is_none()
     }
+
+    /// Whether what is committed runs as well as it can.
+    fn committed_runs(&self) -> bool {
+        self.workload.as_ref().is_none_or(|workload| {
+            matches!(workload.state(), State::Running { .. } | State::Waiting { .. })
+        }) || self.waits_for_config()
+    }
 }
 
 /// A view of the agent for `chiton status`.
@@ -354,7 +373,7 @@ impl Agent {
             session: None,
             seed,
             state: Managed {
-                rollout: Rollout::new(config.rollback, memory),
+                rollout: Rollout::new(config.rollout, memory, now),
                 workload: config.workload.map(Supervision::new),
                 health: Health::new(config.has_checks, now),
                 config,
@@ -409,10 +428,7 @@ impl Agent {
                 // At the start the workload waits for the local file only while that is to be activated: an offer
                 // that came meanwhile must not keep it waiting.
                 let starts = self.state.rollout.stages_local() && !matches!(staged, Staged::New(_));
-                let validates = self.state.config.validates;
-                self.on_rollout(now, actions, |rollout, out| {
-                    rollout.staged(staged, validates, out)
-                });
+                self.on_rollout(now, actions, |rollout, out| rollout.staged(staged, now, out));
                 if (starts || self.state.rollout.is_idle())
                     && (unwritten || !self.state.waits_for_config())
                 {
@@ -420,14 +436,17 @@ impl Agent {
                 }
             }
             Event::Validated(result) => {
-                self.on_rollout(now, actions, |rollout, out| rollout.validated(result, out));
+                self.on_rollout(now, actions, |rollout, out| rollout.validated(result, now, out));
+            }
+            Event::Armed(result) => {
+                self.on_rollout(now, actions, |rollout, out| rollout.armed(result, now, out));
             }
             Event::Activated(result) => {
                 self.on_rollout(now, actions, |rollout, out| rollout.activated(result, out));
                 self.changed(Facets::EFFECTIVE_CONFIG);
             }
             Event::Remembered(result) => {
-                self.on_rollout(now, actions, |rollout, out| rollout.remembered(result, out));
+                self.on_rollout(now, actions, |rollout, out| rollout.remembered(result, now, out));
             }
             Event::Reloaded(result) => self.applied(result, now, actions),
             Event::WorkloadStarted { pid } => {
@@ -436,9 +455,7 @@ impl Agent {
                 }
                 self.state.health.clear();
                 // Soon, so that a restart does not look ill for a whole interval; then at leisure.
-                let first =
-                    self.state.config.check_interval.min(self.state.config.rollback.interval);
-                self.next_check = Some(now.mono.after(first));
+                self.next_check = Some(now.mono.after(self.state.config.first_check));
                 // A round that is under way was about the process before.
                 self.check_round = self.check_round.wrapping_add(1);
                 self.checking = false;
@@ -480,7 +497,12 @@ impl Agent {
             health: self.state.health(),
             remote_config: self.state.remote_config_status(),
             phase: self.state.rollout.phase(),
-            committed: self.state.rollout.memory().committed,
+            committed: self
+                .state
+                .rollout
+                .goes_back()
+                .unwrap_or_else(|| self.state.rollout.memory())
+                .committed,
             pid: workload.and_then(|workload| match workload.state() {
                 State::Running { pid, .. } => Some(*pid),
                 _ => None,
@@ -544,7 +566,7 @@ impl Agent {
             actions.push(Action::Log(Tone::Warning, text));
             return;
         }
-        self.on_rollout(now, actions, |rollout, out| rollout.offered(offer, out));
+        self.on_rollout(now, actions, |rollout, out| rollout.offered(offer, now, out));
     }
 
     /// The workload took a new configuration, or could not.
@@ -564,7 +586,10 @@ impl Agent {
             let again =
                 wait.map(|wait| format!("; starting it again in {wait:?}")).unwrap_or_default();
             actions.push(Action::Log(Tone::Warning, format!("the workload {text}{again}")));
-            self.on_rollout(now, actions, |rollout, out| rollout.crashed(text, out));
+            self.on_rollout(now, actions, |rollout, out| {
+                rollout.crashed(text, now, out);
+                false
+            });
         }
     }
 
@@ -586,7 +611,10 @@ impl Agent {
             self.state.rollout.unchecked(now);
             return;
         }
-        self.on_rollout(now, actions, |rollout, out| rollout.checked(&results, now, out));
+        self.on_rollout(now, actions, |rollout, out| {
+            rollout.checked(&results, now, out);
+            false
+        });
         if results.iter().all(|check| check.failure.is_none())
             && let Some(workload) = &mut self.state.workload
         {
@@ -601,6 +629,10 @@ impl Agent {
         }
         self.shutting_down = true;
         self.on_session(actions, |session, out| session.stop(now, out));
+        self.on_rollout(now, actions, |rollout, out| {
+            rollout.stop(out);
+            false
+        });
         self.on_workload(actions, Supervision::stop);
     }
 
@@ -610,6 +642,12 @@ impl Agent {
         if !self.shutting_down {
             self.on_workload(actions, |workload, out| workload.tick(now, out));
             self.on_rollout(now, actions, |rollout, out| rollout.tick(now, out));
+            if self.state.committed_runs() {
+                self.on_rollout(now, actions, |rollout, out| {
+                    rollout.workload_is_up(now, out);
+                    false
+                });
+            }
             if self.checks_run() && self.next_check.is_some_and(|at| at <= now.mono) {
                 self.check(actions);
             }
@@ -634,10 +672,7 @@ impl Agent {
     /// Whether the checks run at their own interval: there are some, they have a process, and no gate runs them.
     fn checks_run(&self) -> bool {
         let running = self.state.workload.as_ref().is_none_or(Supervision::is_running);
-        self.state.config.has_checks
-            && running
-            && !self.checking
-            && self.state.rollout.deadline().is_none()
+        self.state.config.has_checks && running && !self.checking && !self.state.rollout.is_trial()
     }
 
     fn check(&mut self, actions: &mut Vec<Action>) {
@@ -662,7 +697,9 @@ impl Agent {
         let failing = self.state.health.failing().filter(|_| running);
         let sick = failing.map(|check| check.name.clone()).collect();
         self.state.rollout.sick(sick);
-        let back_to_nothing = self.state.rollout.goes_back() && self.state.waits_for_config();
+        let back_to = self.state.rollout.goes_back();
+        let back_to_nothing = self.state.config.needs_config
+            && back_to.is_some_and(|memory| memory.committed.is_none());
         match &self.state.config.apply {
             _ if self.state.workload.is_none() => self.applied(Ok(()), now, actions),
             _ if back_to_nothing => {
@@ -735,8 +772,11 @@ impl Agent {
     ) {
         for order in orders {
             match order {
-                rollout::Order::Stage { offer, known } => {
-                    actions.push(Action::Stage { offer, known });
+                rollout::Order::Stage { offer, known, write } => {
+                    actions.push(Action::Stage { offer, known, write });
+                }
+                rollout::Order::Arm { memory, after_going_back } => {
+                    actions.push(Action::Arm { memory, after_going_back });
                 }
                 rollout::Order::Validate(generation) => actions.push(Action::Validate(generation)),
                 rollout::Order::Activate(generation) => actions.push(Action::Activate(generation)),

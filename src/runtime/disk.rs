@@ -15,7 +15,8 @@ use crate::store::Store;
 /// One piece of work.
 pub(super) enum Job {
     KeepUid(Kept),
-    Stage { offer: Option<AgentConfigMap>, known: Vec<Digest> },
+    Stage { offer: Option<AgentConfigMap>, known: Vec<Digest>, write: bool },
+    Arm { memory: Box<Memory>, after_going_back: Box<Memory> },
     Activate(Option<Generation>),
     Remember(Memory),
 }
@@ -32,7 +33,12 @@ pub(super) async fn work(store: Arc<Store>, jobs: Receiver<Job>, inbox: Rc<Inbox
 fn carry_out(store: &Store, job: Job) -> Event {
     match job {
         Job::KeepUid(kept) => Event::UidKept { uid: kept.uid, error: store.keep_uid(&kept).err() },
-        Job::Stage { offer, known } => Event::Staged(store.stage(offer.as_ref(), &known)),
+        Job::Stage { offer, known, write } => {
+            Event::Staged(store.stage(offer.as_ref(), &known, write))
+        }
+        Job::Arm { memory, after_going_back } => {
+            Event::Armed(store.arm(&memory, &after_going_back))
+        }
         Job::Activate(generation) => Event::Activated(store.activate(generation)),
         Job::Remember(memory) => Event::Remembered(store.remember(&memory)),
     }

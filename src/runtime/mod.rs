@@ -153,8 +153,8 @@ impl<'a> Runtime<'a> {
                 None
             }
         };
-        let (memory, trouble) = store.recover();
-        problems.extend(trouble);
+        let recovered = store.recover();
+        problems.extend(recovered.problems);
         for problem in &problems {
             log.write(Level::Error, problem, now.wall);
         }
@@ -168,7 +168,7 @@ impl<'a> Runtime<'a> {
         let (jobs, todo) = bounded(JOBS);
         let disk = executor.spawn(disk::work(Arc::clone(&store), todo, Rc::clone(&inbox)));
         Ok(Self {
-            agent: Agent::new(config, memory, seed(now), now),
+            agent: Agent::new(config, recovered.memory, seed(now), now),
             settings,
             log,
             executor,
@@ -273,7 +273,12 @@ impl<'a> Runtime<'a> {
                     let kept = self.keep(uid);
                     self.job(disk::Job::KeepUid(kept));
                 }
-                Action::Stage { offer, known } => self.job(disk::Job::Stage { offer, known }),
+                Action::Stage { offer, known, write } => {
+                    self.job(disk::Job::Stage { offer, known, write });
+                }
+                Action::Arm { memory, after_going_back } => {
+                    self.job(disk::Job::Arm { memory, after_going_back });
+                }
                 Action::Activate(generation) => self.job(disk::Job::Activate(generation)),
                 Action::Remember(memory) => self.job(disk::Job::Remember(memory)),
                 Action::Validate(generation) => self.validate(generation),

@@ -5,20 +5,27 @@
 //!   lock                         one agent at a time
 //!   instance_uid                 record: the uid and what it is bound to
 //!   workloads/default/
-//!     record                     record: what is committed, what failed
+//!     record                     record: what is committed, what is on trial, what failed
 //!     config -> generations/7    the running generation: {config_dir}
 //!     generations/7/             one complete set, file by file as offered
 //!     generations/7.set          record: which file is the main one, and the offered names
+//!     back -> generations/6      during a trial: the way back, one rename away
+//!     record.back                during a trial: what is true after going back, one rename away
 //! ```
 //!
-//! Everything here blocks: the runtime calls it on the blocking pool, one call at a time.
+//! The order of the writes is that of `docs/decisions.md`, and every crash point of it is tested in `crash.rs`.
+//! Everything here blocks: the runtime calls it off the main thread, one call at a time.
 
-mod files;
+#[cfg(test)]
+mod crash;
+mod disk;
 mod record;
+#[cfg(test)]
+mod simulated;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -30,6 +37,7 @@ use crate::agent::identity::Kept;
 use crate::agent::redact;
 use crate::agent::rollout::{Digest, Generation, Memory, Staged};
 use crate::settings::{RemoteConfig, Settings};
+use disk::{Access, Disk, Real};
 use record::{Description, FileDescription, MAX_RECORD, Record};
 
 /// `state_dir`: others may pass through to what the workload reads, and see nothing.
@@ -37,16 +45,28 @@ const STATE_MODE: u32 = 0o711;
 /// Generations: the workload's group reads them.
 const GENERATION_MODE: u32 = 0o750;
 const CONFIG_MODE: u32 = 0o640;
-const RECORD_MODE: u32 = 0o600;
+const RECORD: Access = Access { mode: 0o600, group: None };
 /// Largest local configuration file that is read.
 pub const MAX_LOCAL: u64 = 16 << 20;
-/// The name under which the one workload of today is kept.
-const WORKLOAD: &str = "default";
+/// Prefix of temporaries; the sets of a server cannot hold such names.
+const TEMPORARY: &str = ".chiton-new-";
+/// The one workload of today, below the state directory.
+const WORKLOAD: &str = "workloads/default";
+const GENERATIONS: &str = "workloads/default/generations";
+/// The link to the running generation.
+const CONFIG: &str = "workloads/default/config";
+const BACK: &str = "workloads/default/back";
+const MEMORY: &str = "workloads/default/record";
+const MEMORY_BACK: &str = "workloads/default/record.back";
+/// A record that could not be read is kept beside the new one.
+const MEMORY_BROKEN: &str = "workloads/default/record.broken";
+const UID: &str = "instance_uid";
 
 /// The state directory of one agent.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
+    disk: Box<dyn Disk>,
     local: Option<PathBuf>,
     rules: RemoteConfig,
     redact: Vec<String>,
@@ -61,11 +81,23 @@ type LocalFile = (String, Option<Vec<u8>>);
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "dropping it unlocks")] File);
 
+/// What was found at the start.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The record of the life cycle.
+    pub memory: Memory,
+    /// What was wrong, each in one line.
+    pub problems: Vec<String>,
+    /// A change was under way, and what was committed before runs again.
+    pub went_back: bool,
+}
+
 impl Store {
     /// A store for these settings; touches nothing. `group` is the workload's, when it is not ours.
     #[must_use]
     pub fn new(settings: &Settings, group: Option<u32>) -> Self {
         Self {
+            disk: Box::new(Real::new(settings.state_dir.clone())),
             root: settings.state_dir.clone(),
             local: settings.local_config_path.clone(),
             rules: settings.remote_config.clone(),
@@ -80,16 +112,19 @@ impl Store {
     /// Which directory cannot be made, or that another agent holds the lock.
     pub fn prepare(&self) -> Result<Lock, String> {
         let at = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
-        if let Some(parent) = self.root.parent() {
-            fs::create_dir_all(parent).map_err(|error| at(parent, error))?;
+        if !self.root.is_dir() {
+            fs::create_dir_all(&self.root).map_err(|error| at(&self.root, error))?;
         }
-        let workload = self.workload();
-        let workloads = self.root.join("workloads");
-        for path in [self.root.as_path(), &workloads, &workload, &self.generations()] {
-            files::make_directory(path, STATE_MODE).map_err(|error| at(path, error))?;
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(STATE_MODE))
+            .map_err(|error| at(&self.root, error))?;
+        let access = Access { mode: STATE_MODE, group: None };
+        for path in ["workloads", WORKLOAD, GENERATIONS] {
+            self.disk
+                .make_directory(Path::new(path), access)
+                .map_err(|error| at(&self.root.join(path), error))?;
         }
         let path = self.root.join("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let lock = lock.map_err(|error| at(&path, error))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Lock(lock)),
@@ -105,7 +140,7 @@ impl Store {
     /// # Errors
     /// When it is there and cannot be read.
     pub fn uid(&self) -> Result<Option<Kept>, String> {
-        load(&self.root.join("instance_uid"))
+        self.load(Path::new(UID))
     }
 
     /// Keeps a uid.
@@ -113,44 +148,100 @@ impl Store {
     /// # Errors
     /// The step that failed.
     pub fn keep_uid(&self, kept: &Kept) -> Result<(), String> {
-        save(&self.root.join("instance_uid"), kept)
+        self.save(Path::new(UID), kept)
     }
 
-    /// The record of the life cycle, and the running generation as it says: an interrupted change is undone.
-    ///
-    /// # Errors
-    /// What is wrong; the memory beside it is what can be told from the running generation.
-    pub fn recover(&self) -> (Memory, Option<String>) {
-        let loaded = match load(&self.record()) {
-            Ok(loaded) => loaded.unwrap_or_default(),
-            Err(error) => {
-                let running = self.running().and_then(|number| self.generation(number));
-                return (Memory { committed: running, ..Memory::default() }, Some(error));
+    /// The record of the life cycle, with the running generation made what it says is committed: a trial that was
+    /// under way is undone. Needs nothing but the disk.
+    #[must_use]
+    pub fn recover(&self) -> Recovered {
+        let mut problems = Vec::new();
+        let memory = match self.load::<Memory>(Path::new(MEMORY)) {
+            Ok(Some(memory)) => memory,
+            Ok(None) if self.running().is_none() => Memory::default(),
+            found => {
+                let wrong = match found {
+                    Err(error) => error,
+                    Ok(_) => format!("{}: it is missing", self.shown(Path::new(MEMORY))),
+                };
+                let _ = self.disk.rename(Path::new(MEMORY), Path::new(MEMORY_BROKEN));
+                // A way back is only there during a trial: what it leads to was committed.
+                let number = self.pointed(BACK).or_else(|| self.running());
+                let committed = number.and_then(|number| self.generation(number));
+                problems.push(format!(
+                    "{wrong}; going on with generation {}, and what failed before is forgotten",
+                    number.map_or_else(|| "none".to_owned(), |number| number.to_string())
+                ));
+                Memory { committed, ..Memory::default() }
             }
         };
-        let committed: Option<Generation> = Memory::clone(&loaded).committed;
-        let wanted = committed.map(|generation| generation.number);
-        let error = if self.running() == wanted { None } else { self.activate(committed).err() };
-        (loaded, error)
+        let wanted = memory.committed.map(|generation| generation.number);
+        let went_back = self.running() != wanted;
+        if went_back {
+            problems.extend(self.activate(memory.committed).err());
+        }
+        if memory.trial.is_none() {
+            self.clear_way_back();
+        }
+        Recovered { memory, problems, went_back }
     }
 
-    /// Writes the record.
+    /// Before a trial: the way back, then the record that says a trial has begun. Both are durable when this is
+    /// done, and going back is one rename of what is there, also on a full disk.
+    ///
+    /// # Errors
+    /// The step that failed; nothing runs differently.
+    pub fn arm(&self, memory: &Memory, after_going_back: &Memory) -> Result<(), String> {
+        if let Some(committed) = memory.committed
+            && self.pointed(BACK) != Some(committed.number)
+        {
+            // Flushed with the record. Nobody reads it before.
+            let back = Path::new(BACK);
+            self.discard(back)
+                .and_then(|()| self.disk.link(back, &target_of(committed.number)))
+                .map_err(|error| self.at(back, &error))?;
+        }
+        self.place(Path::new(MEMORY_BACK), after_going_back)?;
+        self.save(Path::new(MEMORY), memory)
+    }
+
+    /// Writes the record. On a full disk, what was written before the trial must do.
     ///
     /// # Errors
     /// The step that failed; the old record stands.
     pub fn remember(&self, memory: &Memory) -> Result<(), String> {
-        save(&self.record(), memory)?;
+        if let Err(error) = self.save(Path::new(MEMORY), memory) {
+            let prepared: Option<Memory> = self.load(Path::new(MEMORY_BACK)).ok().flatten();
+            let same = prepared.is_some_and(|prepared| {
+                let failed = |memory: &Memory| memory.failed.front().map(|failed| failed.digest);
+                memory.trial.is_none()
+                    && prepared.committed == memory.committed
+                    && failed(&prepared) == failed(memory)
+            });
+            if !same {
+                return Err(error);
+            }
+            return self.replace(Path::new(MEMORY_BACK), Path::new(MEMORY)).map_err(|_| error);
+        }
+        let committed = memory.committed.map(|generation| generation.number);
+        if memory.trial.is_none() && self.running() == committed {
+            self.clear_way_back();
+        }
         self.prune(memory);
         Ok(())
     }
 
-    /// Places a set as a new generation beside the running one.
+    /// Places a set as a new generation beside the running one. Without `write` it only says what it would be:
+    /// [`Staged::Deferred`] for contents that are not known.
     #[must_use]
-    pub fn stage(&self, offer: Option<&AgentConfigMap>, known: &[Digest]) -> Staged {
+    pub fn stage(&self, offer: Option<&AgentConfigMap>, known: &[Digest], write: bool) -> Staged {
         let local = match self.read_local() {
             Ok(local) => local,
             Err(error) => return Staged::Failed(error),
         };
+        if offer.is_none() && local.as_ref().is_none_or(|(_, body)| body.is_none()) {
+            return Staged::Nothing;
+        }
         let local = local.as_ref().map(|(name, body)| Local { name, body: body.as_deref() });
         let set = match configset::place(offer, local, &self.rules) {
             Ok(set) => set,
@@ -159,6 +250,9 @@ impl Store {
         let digest = set.digest();
         if known.contains(&digest) {
             return Staged::Known(digest);
+        }
+        if !write {
+            return Staged::Deferred;
         }
         match self.write(&set, offer.is_some(), digest) {
             Ok(generation) => Staged::New(generation),
@@ -171,20 +265,23 @@ impl Store {
     /// # Errors
     /// The step that failed; the old one still runs.
     pub fn activate(&self, generation: Option<Generation>) -> Result<(), String> {
-        let link = self.config_dir();
-        let done = match generation {
-            Some(generation) => {
-                files::point(&link, &Path::new("generations").join(generation.number.to_string()))
+        let link = Path::new(CONFIG);
+        match generation {
+            Some(generation) if self.pointed(BACK) == Some(generation.number) => {
+                self.replace(Path::new(BACK), link)
             }
-            None => files::remove(&link),
-        };
-        done.map_err(|error| format!("{}: {error}", link.display()))
+            Some(generation) => self.point(link, generation.number),
+            None => self
+                .discard(link)
+                .and_then(|()| self.disk.sync(Path::new(WORKLOAD)))
+                .map_err(|error| self.at(link, &error)),
+        }
     }
 
     /// `{config_dir}`: the stable path of the running generation.
     #[must_use]
     pub fn config_dir(&self) -> PathBuf {
-        self.workload().join("config")
+        self.root.join(CONFIG)
     }
 
     /// `{config_file}`: the main file of the running generation, or the local file where nothing could be placed.
@@ -201,7 +298,7 @@ impl Store {
     /// # Errors
     /// When its description cannot be read.
     pub fn candidate(&self, generation: Generation) -> Result<(PathBuf, PathBuf), String> {
-        let directory = self.directory(generation.number);
+        let directory = self.root.join(directory(generation.number));
         let main = directory.join(self.describe(generation.number)?.main);
         Ok((directory, main))
     }
@@ -219,9 +316,8 @@ impl Store {
             return Ok(map);
         };
         for file in self.describe(number)?.files {
-            let path = self.directory(number).join(&file.name);
-            let body = files::read(&path, MAX_LOCAL)
-                .map_err(|error| format!("{}: {error}", path.display()))?;
+            let path = directory(number).join(&file.name);
+            let body = self.disk.read(&path, MAX_LOCAL).map_err(|error| self.at(&path, &error))?;
             map.config_map.insert(file.offered, self.reported(body, file.content_type));
         }
         Ok(map)
@@ -243,7 +339,7 @@ impl Store {
         let Some(path) = &self.local else { return Ok(None) };
         let name =
             path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        match files::read(path, MAX_LOCAL) {
+        match File::open(path).and_then(|file| disk::read_all(file, MAX_LOCAL)) {
             Ok(body) => Ok(Some((name, Some(body)))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some((name, None))),
             Err(error) => Err(format!("local_config_path {}: {error}", path.display())),
@@ -253,15 +349,13 @@ impl Store {
     /// Writes and flushes all of a generation; nothing points at it yet.
     fn write(&self, set: &ConfigSet, remote: bool, digest: Digest) -> io::Result<Generation> {
         let number = self.next_number()?;
-        let directory = self.directory(number);
-        files::make_directory(&directory, GENERATION_MODE)?;
-        self.give_to_group(&directory)?;
+        let directory = directory(number);
+        let access = |mode| Access { mode, group: self.group };
+        self.disk.make_directory(&directory, access(GENERATION_MODE))?;
         for file in set.files() {
-            let path = directory.join(&file.name);
-            files::create(&path, &file.body, CONFIG_MODE)?;
-            self.give_to_group(&path)?;
+            self.disk.create(&directory.join(&file.name), &file.body, access(CONFIG_MODE))?;
         }
-        files::sync_directory(&directory)?;
+        self.disk.sync(&directory)?;
         let description = Description {
             digest: digest.to_vec(),
             remote,
@@ -275,16 +369,11 @@ impl Store {
                 })
                 .collect(),
         };
+        // Its name is new: nothing is replaced, and nothing reads it before it is flushed.
         let sealed = record::seal(&description.to_payload());
-        files::replace(&self.description_of(number), &sealed, RECORD_MODE)?;
+        self.disk.create(&description_of(number), &sealed, RECORD)?;
+        self.disk.sync(Path::new(GENERATIONS))?;
         Ok(Generation { number, digest, remote })
-    }
-
-    fn give_to_group(&self, path: &Path) -> io::Result<()> {
-        match self.group {
-            Some(group) => chown(path, None, Some(group)),
-            None => Ok(()),
-        }
     }
 
     /// One more than the highest number ever used that is still here.
@@ -294,37 +383,46 @@ impl Store {
     }
 
     fn numbers(&self) -> io::Result<Vec<u64>> {
-        let mut numbers = Vec::new();
-        for entry in fs::read_dir(self.generations())? {
-            let name = entry?.file_name();
-            let name = name.to_string_lossy();
-            let stem = name.strip_suffix(".set").unwrap_or(&name);
-            if let Ok(number) = stem.parse() {
-                numbers.push(number);
-            }
-        }
+        let names = self.disk.names(Path::new(GENERATIONS))?;
+        let mut numbers: Vec<u64> = names
+            .iter()
+            .filter_map(|name| name.strip_suffix(".set").unwrap_or(name).parse().ok())
+            .collect();
         numbers.sort_unstable();
         numbers.dedup();
         Ok(numbers)
     }
 
-    /// Removes generations beyond `history`; never the committed or the running one. What cannot be removed
-    /// now is tried again after the next change.
+    /// Removes generations beyond `history`; never one that runs or may run again. What cannot be removed now is
+    /// tried again after the next change.
     fn prune(&self, memory: &Memory) {
-        let keep = [memory.committed.map(|generation| generation.number), self.running()];
+        let trial = memory.trial.as_ref().map(|trial| trial.generation);
+        let keep: Vec<u64> = [memory.committed, memory.previous, trial]
+            .into_iter()
+            .flatten()
+            .map(|generation| generation.number)
+            .chain(self.running())
+            .collect();
         let Ok(numbers) = self.numbers() else { return };
         let spare = numbers.len().saturating_sub(self.rules.history.max(1));
-        for number in
-            numbers.into_iter().take(spare).filter(|number| !keep.contains(&Some(*number)))
-        {
-            let _ = fs::remove_dir_all(self.directory(number));
-            let _ = fs::remove_file(self.description_of(number));
+        for number in numbers.into_iter().filter(|number| !keep.contains(number)).take(spare) {
+            // The description first: without it nobody takes what is left for a generation.
+            let _ = self.disk.remove(&description_of(number));
+            let directory = directory(number);
+            for name in self.disk.names(&directory).unwrap_or_default() {
+                let _ = self.disk.remove(&directory.join(name));
+            }
+            let _ = self.disk.remove_directory(&directory);
         }
     }
 
     /// The generation that the link points at.
     fn running(&self) -> Option<u64> {
-        let target = fs::read_link(self.config_dir()).ok()?;
+        self.pointed(CONFIG)
+    }
+
+    fn pointed(&self, link: &str) -> Option<u64> {
+        let target = self.disk.target(Path::new(link)).ok()?;
         target.file_name()?.to_str()?.parse().ok()
     }
 
@@ -335,43 +433,97 @@ impl Store {
     }
 
     fn describe(&self, number: u64) -> Result<Description, String> {
-        let path = self.description_of(number);
-        load(&path)?.ok_or_else(|| format!("{}: it is missing", path.display()))
+        let path = description_of(number);
+        self.load(&path)?.ok_or_else(|| format!("{}: it is missing", self.shown(&path)))
     }
 
-    fn workload(&self) -> PathBuf {
-        self.root.join("workloads").join(WORKLOAD)
+    /// Reads a record; [`None`] when there is none.
+    fn load<R: Record>(&self, path: &Path) -> Result<Option<R>, String> {
+        let bytes = match self.disk.read(path, MAX_RECORD) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.at(path, &error)),
+        };
+        let record = record::open(&bytes).and_then(R::from_payload);
+        record.map(Some).map_err(|error| format!("{}: {error}", self.shown(path)))
     }
 
-    fn generations(&self) -> PathBuf {
-        self.workload().join("generations")
+    /// Replaces a record as a whole, and flushes its name.
+    fn save(&self, path: &Path, record: &impl Record) -> Result<(), String> {
+        let temporary = temporary(path);
+        self.fresh(&temporary, record)?;
+        self.replace(&temporary, path)
     }
 
-    fn directory(&self, number: u64) -> PathBuf {
-        self.generations().join(number.to_string())
+    /// Replaces a record as a whole; its name is flushed with the next one's.
+    fn place(&self, path: &Path, record: &impl Record) -> Result<(), String> {
+        let temporary = temporary(path);
+        self.fresh(&temporary, record)?;
+        self.disk.rename(&temporary, path).map_err(|error| self.at(path, &error))
     }
 
-    fn description_of(&self, number: u64) -> PathBuf {
-        self.generations().join(format!("{number}.set"))
+    fn fresh(&self, path: &Path, record: &impl Record) -> Result<(), String> {
+        self.discard(path)
+            .and_then(|()| self.disk.create(path, &record::seal(&record.to_payload()), RECORD))
+            .map_err(|error| self.at(path, &error))
     }
 
-    fn record(&self) -> PathBuf {
-        self.workload().join("record")
+    /// Points a link of the workload's at a generation, in one step.
+    fn point(&self, link: &Path, number: u64) -> Result<(), String> {
+        let temporary = temporary(link);
+        self.discard(&temporary)
+            .and_then(|()| self.disk.link(&temporary, &target_of(number)))
+            .map_err(|error| self.at(link, &error))?;
+        self.replace(&temporary, link)
+    }
+
+    /// Renames, and flushes the directory.
+    fn replace(&self, from: &Path, to: &Path) -> Result<(), String> {
+        let directory = to.parent().unwrap_or_else(|| Path::new(""));
+        self.disk
+            .rename(from, to)
+            .and_then(|()| self.disk.sync(directory))
+            .map_err(|error| self.at(to, &error))
+    }
+
+    /// Removes what is there.
+    fn discard(&self, path: &Path) -> io::Result<()> {
+        match self.disk.remove(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// After a trial. What stays here through a power cut is removed at the next start.
+    fn clear_way_back(&self) {
+        let _ = self.discard(Path::new(BACK));
+        let _ = self.discard(Path::new(MEMORY_BACK));
+    }
+
+    fn at(&self, path: &Path, error: &io::Error) -> String {
+        format!("{}: {error}", self.shown(path))
+    }
+
+    fn shown(&self, path: &Path) -> String {
+        self.root.join(path).display().to_string()
     }
 }
 
-/// Reads a record; [`None`] when there is none.
-fn load<R: Record>(path: &Path) -> Result<Option<R>, String> {
-    let bytes = match files::read(path, MAX_RECORD) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("{}: {error}", path.display())),
-    };
-    let record = record::open(&bytes).and_then(R::from_payload);
-    record.map(Some).map_err(|error| format!("{}: {error}", path.display()))
+fn directory(number: u64) -> PathBuf {
+    Path::new(GENERATIONS).join(number.to_string())
 }
 
-fn save<R: Record>(path: &Path, record: &R) -> Result<(), String> {
-    files::replace(path, &record::seal(&record.to_payload()), RECORD_MODE)
-        .map_err(|error| format!("{}: {error}", path.display()))
+/// What a link to it holds: relative, so that the state directory can be moved.
+fn target_of(number: u64) -> PathBuf {
+    Path::new("generations").join(number.to_string())
+}
+
+fn description_of(number: u64) -> PathBuf {
+    Path::new(GENERATIONS).join(format!("{number}.set"))
+}
+
+/// Beside a file, its successor until it is complete.
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{TEMPORARY}{name}"))
 }

@@ -1,5 +1,6 @@
 //! Records on disk: a magic word, a SHA-256 and a small protobuf. What does not match is broken, never empty.
 
+use core::time::Duration;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
@@ -7,8 +8,9 @@ use prost::Message;
 use sha2::{Digest as _, Sha256};
 
 use crate::agent::identity::Kept;
-use crate::agent::rollout::{Failed, Generation, Memory, Outcome};
+use crate::agent::rollout::{Attempt, Failed, Generation, Memory, Outcome};
 use crate::agent::uid::Uid;
+use crate::clock::Wall;
 
 /// First bytes of every record; the number rises when an older Chiton could misread a newer record.
 const MAGIC: &[u8; 8] = b"chiton1\n";
@@ -60,6 +62,18 @@ struct FailedRecord {
     digest: Vec<u8>,
     #[prost(string, tag = "2")]
     reason: String,
+    #[prost(bytes = "vec", tag = "3")]
+    hash: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AttemptRecord {
+    #[prost(message, optional, tag = "1")]
+    generation: Option<GenerationRecord>,
+    #[prost(bytes = "vec", tag = "2")]
+    hash: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    number: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -75,6 +89,13 @@ struct MemoryRecord {
     reason: String,
     #[prost(message, repeated, tag = "5")]
     failed: Vec<FailedRecord>,
+    #[prost(message, optional, tag = "6")]
+    previous: Option<GenerationRecord>,
+    /// Seconds since 1970.
+    #[prost(uint64, tag = "7")]
+    committed_at: u64,
+    #[prost(message, optional, tag = "8")]
+    trial: Option<AttemptRecord>,
 }
 
 impl GenerationRecord {
@@ -102,6 +123,7 @@ impl Record for Memory {
         let failed = self.failed.iter().map(|failed| FailedRecord {
             digest: failed.digest.to_vec(),
             reason: failed.reason.clone(),
+            hash: failed.hash.to_vec(),
         });
         MemoryRecord {
             committed: self.committed.as_ref().map(GenerationRecord::new),
@@ -109,6 +131,13 @@ impl Record for Memory {
             outcome,
             reason: reason.to_owned(),
             failed: failed.collect(),
+            previous: self.previous.as_ref().map(GenerationRecord::new),
+            committed_at: self.committed_at.0.as_secs(),
+            trial: self.trial.as_ref().map(|trial| AttemptRecord {
+                generation: Some(GenerationRecord::new(&trial.generation)),
+                hash: trial.hash.to_vec(),
+                number: trial.number,
+            }),
         }
         .encode_to_vec()
     }
@@ -120,10 +149,18 @@ impl Record for Memory {
             .into_iter()
             .map(|failed| {
                 let digest = failed.digest.try_into().map_err(|_| "a digest is not 32 bytes")?;
-                Ok(Failed { digest, reason: failed.reason })
+                Ok(Failed { digest, reason: failed.reason, hash: failed.hash.into() })
             })
             .collect();
+        let trial = record.trial.map(|trial| {
+            let generation = trial.generation.ok_or("a trial without a candidate")?;
+            let generation = generation.into_generation()?;
+            Ok::<_, String>(Attempt { generation, hash: trial.hash.into(), number: trial.number })
+        });
         Ok(Self {
+            previous: record.previous.map(GenerationRecord::into_generation).transpose()?,
+            committed_at: Wall(Duration::from_secs(record.committed_at)),
+            trial: trial.transpose()?,
             committed: record.committed.map(GenerationRecord::into_generation).transpose()?,
             received: record.received.map(Bytes::from),
             outcome: match record.outcome {
@@ -227,9 +264,21 @@ mod tests {
     fn memory_survives_and_damage_is_never_read_as_empty() {
         let memory = Memory {
             committed: Some(Generation { number: 7, digest: [3; 32], remote: true }),
+            previous: Some(Generation { number: 6, digest: [2; 32], remote: false }),
+            committed_at: Wall(Duration::from_secs(1 << 33)),
+            trial: Some(Attempt {
+                generation: Generation { number: 8, digest: [5; 32], remote: true },
+                hash: Bytes::from_static(b"next"),
+                number: 2,
+            }),
             received: Some(Bytes::from_static(b"hash")),
             outcome: Outcome::Failed("why".to_owned()),
-            failed: [Failed { digest: [4; 32], reason: "why".to_owned() }].into(),
+            failed: [Failed {
+                digest: [4; 32],
+                reason: "why".to_owned(),
+                hash: Bytes::from_static(b"bad"),
+            }]
+            .into(),
         };
         let sealed = seal(&memory.to_payload());
         assert_eq!(Memory::from_payload(open(&sealed).unwrap()).unwrap(), memory);

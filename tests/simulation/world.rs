@@ -160,7 +160,8 @@ enum Later {
 #[derive(Clone, Debug)]
 enum Job {
     KeepUid(Uid),
-    Stage(Option<AgentConfigMap>, Vec<Digest>),
+    Stage(Option<AgentConfigMap>, Vec<Digest>, bool),
+    Arm(Memory),
     Activate(Option<Generation>),
     Remember(Memory),
 }
@@ -260,6 +261,7 @@ const INITIAL: Duration = Duration::from_secs(5);
 const RECONNECT_MAX: Duration = Duration::from_secs(300);
 const ANSWER: Duration = Duration::from_secs(10);
 const PONG: Duration = Duration::from_secs(10);
+const ATTEMPTS: u32 = 2;
 
 fn settings(profile: Profile, random: &mut Random, http: bool, apply: &Apply) -> Settings {
     let kind = CheckKind::Tcp { host: "localhost".to_owned(), port: 13133 };
@@ -348,7 +350,7 @@ fn settings(profile: Profile, random: &mut Random, http: bool, apply: &Apply) ->
                 window: 30 * SECOND,
                 interval: 2 * SECOND,
                 successes: 3,
-                attempts: 2,
+                attempts: ATTEMPTS,
                 crash_loop: CrashLoop { crashes: 3, within: 5 * MINUTE },
             },
             min_interval: Duration::ZERO,
@@ -524,6 +526,8 @@ impl World {
         let seed = self.random.next();
         self.agent = Agent::new(self.config.clone(), self.disk.memory.clone(), seed, self.clocks());
         self.running = self.disk.memory.committed;
+        let attempts = self.disk.memory.trial.as_ref().map_or(0, |trial| trial.number);
+        self.blamed = attempts >= ATTEMPTS || self.now < self.sick_until;
         self.next_sequence = 0;
         self.uid = self.disk.uid;
         self.uid_text = self.uid.to_string();
@@ -535,7 +539,9 @@ impl World {
         self.ending = false;
         self.local_placed = false;
         self.failed = self.disk.memory.failed.front().map(|failed| failed.digest);
-        self.hashes = vec![self.disk.memory.received.clone().unwrap_or_default()];
+        let memory = &self.disk.memory;
+        let tried = memory.trial.as_ref().map(|trial| trial.hash.clone());
+        self.hashes = vec![tried.or(memory.received.clone()).unwrap_or_default()];
         let now = self.clocks();
         let mut actions = Vec::new();
         self.agent.boot(now, &mut actions);
@@ -773,11 +779,16 @@ impl World {
                     self.net = Net::None;
                 }
                 Action::KeepUid(uid) => self.job(Job::KeepUid(uid)),
-                Action::Stage { offer, known } => {
+                Action::Arm { memory, after_going_back } => {
+                    assert!(after_going_back.trial.is_none(), "a way back into a trial");
+                    assert_eq!(after_going_back.committed, memory.committed);
+                    self.job(Job::Arm(*memory));
+                }
+                Action::Stage { offer, known, write } => {
                     assert_eq!(self.staging, 0, "two candidates at once");
                     self.staging += 1;
                     self.blamed = self.now < self.sick_until || self.disk_fails > 0;
-                    self.job(Job::Stage(offer, known));
+                    self.job(Job::Stage(offer, known, write));
                 }
                 Action::Activate(generation) => {
                     assert_eq!(self.activating, 0, "two swaps at once");
@@ -1077,7 +1088,15 @@ impl World {
                 }
                 Event::UidKept { uid, error: result.err() }
             }
-            Job::Stage(offer, known) => Event::Staged(self.stage(offer, &known, broken)),
+            Job::Stage(offer, known, write) => {
+                Event::Staged(self.stage(offer, &known, write, broken))
+            }
+            Job::Arm(memory) => {
+                if !broken {
+                    self.disk.memory = memory;
+                }
+                Event::Armed(result)
+            }
             Job::Activate(generation) => {
                 if !broken {
                     self.running = generation;
@@ -1093,7 +1112,13 @@ impl World {
         }
     }
 
-    fn stage(&mut self, offer: Option<AgentConfigMap>, known: &[Digest], broken: bool) -> Staged {
+    fn stage(
+        &mut self,
+        offer: Option<AgentConfigMap>,
+        known: &[Digest],
+        write: bool,
+        broken: bool,
+    ) -> Staged {
         let remote = offer.is_some();
         let body = match offer {
             Some(map) => {
@@ -1102,7 +1127,7 @@ impl World {
             }
             None => match self.local {
                 Some(kind) => format!("{kind:?}#local"),
-                None => return Staged::Refused("there is no local_config_path".to_owned()),
+                None => return Staged::Nothing,
             },
         };
         if kind_of(&body) == Kind::Refused {
@@ -1111,6 +1136,9 @@ impl World {
         let digest = digest(&body);
         if known.contains(&digest) {
             return Staged::Known(digest);
+        }
+        if !write {
+            return Staged::Deferred;
         }
         if broken {
             return Staged::Failed("no space left on device".to_owned());
@@ -1133,7 +1161,16 @@ impl World {
         let new = generation.unwrap();
         assert!(self.disk.generations.contains_key(&new.number), "was never staged");
         let newest = self.disk.next - 1;
-        assert_eq!(new.number, newest, "goes back to an older generation without a rollback");
+        let trial = self.disk.memory.trial.as_ref();
+        assert!(
+            !new.remote || trial.is_some_and(|trial| trial.generation == new),
+            "a trial that is not on record"
+        );
+        let repeated = trial.is_some_and(|trial| trial.generation == new && trial.number > 1);
+        assert!(
+            new.number == newest || repeated,
+            "goes back to an older generation without a rollback"
+        );
         let failed = self.disk.memory.failed.iter().any(|failed| failed.digest == new.digest);
         assert!(!failed, "contents that failed run again");
     }
