@@ -117,12 +117,7 @@ impl Store {
         }
         fs::set_permissions(&self.root, fs::Permissions::from_mode(STATE_MODE))
             .map_err(|error| at(&self.root, error))?;
-        let access = Access { mode: STATE_MODE, group: None };
-        for path in ["workloads", WORKLOAD, GENERATIONS] {
-            self.disk
-                .make_directory(Path::new(path), access)
-                .map_err(|error| at(&self.root.join(path), error))?;
-        }
+        self.lay_out()?;
         let path = self.root.join("lock");
         let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let lock = lock.map_err(|error| at(&path, error))?;
@@ -133,6 +128,14 @@ impl Store {
             }
             Err(error) => Err(at(&path, error.into())),
         }
+    }
+
+    fn lay_out(&self) -> Result<(), String> {
+        let access = Access { mode: STATE_MODE, group: None };
+        for path in ["workloads", WORKLOAD, GENERATIONS].map(Path::new) {
+            self.disk.make_directory(path, access).map_err(|error| self.at(path, &error))?;
+        }
+        Ok(())
     }
 
     /// The kept uid; [`None`] when there is none yet.

@@ -278,9 +278,7 @@ impl Disk for Simulated {
     }
 
     fn link(&self, link: &Path, target: &Path) -> io::Result<()> {
-        self.step(true, |image, _| {
-            image.add(link, Node::Link(target.to_owned())).map(|_| ())
-        })
+        self.step(true, |image, _| image.add(link, Node::Link(target.to_owned())).map(|_| ()))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
