@@ -144,7 +144,7 @@ pub enum Action {
     /// Swap the running generation. → [`Event::Activated`]
     Activate(Option<Generation>),
     /// Write the life cycle's record. → [`Event::Remembered`]
-    Remember(Memory),
+    Remember(Box<Memory>),
     /// → [`Event::WorkloadStarted`], [`Event::WorkloadNotStarted`]
     StartWorkload,
     /// SIGTERM, then SIGKILL. → [`Event::WorkloadExited`]

@@ -142,7 +142,7 @@ pub enum Order {
     /// Run the checks of the gate. → [`Rollout::checked`]
     Check,
     /// Write this down. → [`Rollout::remembered`]
-    Remember(Memory),
+    Remember(Box<Memory>),
     /// For the log.
     Say(String),
 }
@@ -501,7 +501,7 @@ impl Rollout {
         self.memory.received = hash;
         self.memory.outcome = Outcome::Failed(cut(reason));
         self.phase = Phase::Settling(Box::new(self.memory.clone()));
-        out.push(Order::Remember(self.memory.clone()));
+        out.push(Order::Remember(Box::new(self.memory.clone())));
         true
     }
 
@@ -834,7 +834,7 @@ impl Rollout {
                 if self.unwritten.is_some_and(|at| at <= now.mono) {
                     self.unwritten = None;
                     self.phase = Phase::Settling(Box::new(self.memory.clone()));
-                    out.push(Order::Remember(self.memory.clone()));
+                    out.push(Order::Remember(Box::new(self.memory.clone())));
                     return false;
                 }
                 // Its time has come: from here on it waits for the workload only.
@@ -867,7 +867,7 @@ impl Rollout {
         self.phase = Phase::Idle;
         if let Some(trial) = &mut memory.trial {
             trial.number = trial.number.saturating_sub(1);
-            out.push(Order::Remember(memory));
+            out.push(Order::Remember(Box::new(memory)));
         }
     }
 
@@ -888,7 +888,7 @@ impl Rollout {
         if changed && self.is_idle() {
             self.phase = Phase::Settling(Box::new(self.memory.clone()));
             self.current = None;
-            out.push(Order::Remember(self.memory.clone()));
+            out.push(Order::Remember(Box::new(self.memory.clone())));
         }
         changed
     }
@@ -945,7 +945,8 @@ impl Rollout {
             memory.received = Some(current.hash.clone());
             memory.outcome = Outcome::Applied;
         }
-        self.phase = Phase::Committing(generation, Box::new(memory.clone()));
+        let memory = Box::new(memory);
+        self.phase = Phase::Committing(generation, memory.clone());
         out.push(Order::Remember(memory));
     }
 
@@ -969,7 +970,8 @@ impl Rollout {
     }
 
     fn condemn(&mut self, memory: Memory, out: &mut Vec<Order>) {
-        self.phase = Phase::Condemning(Box::new(memory.clone()));
+        let memory = Box::new(memory);
+        self.phase = Phase::Condemning(memory.clone());
         out.push(Order::Remember(memory));
     }
 
@@ -982,7 +984,8 @@ impl Rollout {
         let mut memory = self.memory.clone();
         memory.received = Some(self.hash());
         memory.outcome = outcome;
-        self.phase = Phase::Settling(Box::new(memory.clone()));
+        let memory = Box::new(memory);
+        self.phase = Phase::Settling(memory.clone());
         out.push(Order::Remember(memory));
         false
     }

@@ -18,7 +18,7 @@ pub(super) enum Job {
     Stage { offer: Option<AgentConfigMap>, known: Vec<Digest>, write: bool },
     Arm { memory: Box<Memory>, after_going_back: Box<Memory> },
     Activate(Option<Generation>),
-    Remember(Memory),
+    Remember(Box<Memory>),
 }
 
 /// Works until the runtime is gone. The order of the jobs is the order on the disk.

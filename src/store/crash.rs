@@ -398,7 +398,7 @@ fn a_full_disk_never_loses_what_runs() {
     for (offered, from) in
         [GOOD[1], BAD].into_iter().flat_map(|body| (0..60).map(move |n| (body, n)))
     {
-        let flow = &FLOWS[1];
+        let flow = FLOWS.get(1).unwrap();
         let manners = Manners { full_from: Some(from), ..Manners::default() };
         let disk = Simulated::with(base(flow), manners);
         let mut device = Device::start(disk.clone(), 5);

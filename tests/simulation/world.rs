@@ -798,7 +798,7 @@ impl World {
                 }
                 Action::Remember(memory) => {
                     self.judged(&memory);
-                    self.job(Job::Remember(memory));
+                    self.job(Job::Remember(*memory));
                 }
                 Action::Validate(generation) => {
                     let body = &self.disk.generations[&generation.number].1;
