@@ -569,7 +569,7 @@ mod link {
         let started = Instant::now();
         // Half open: it is there, reads nothing and says nothing.
         let half_open = server.accept();
-        agent.logs(&["WARN", "no answer for 200ms and no pong for 200ms"]);
+        agent.logs(&["WARN", &server.ws(), "no answer for 200ms and no pong for 200ms"]);
         assert!(started.elapsed() >= Duration::from_millis(400));
         assert!(server.accept().report().agent_description.is_some(), "it was not acknowledged");
         agent.unharmed();
