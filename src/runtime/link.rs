@@ -118,7 +118,7 @@ async fn plan(links: &Links) -> Result<Plan, String> {
     if let Some(reason) = &links.server.unusable {
         return Err(reason.clone());
     }
-    if links.server.tls.insecure_skip_verify && links.server.endpoint.scheme.is_secure() {
+    if links.server.tls.insecure_skip_verify {
         let text =
             "opamp.server.tls.insecure_skip_verify is on: the server is not verified".to_owned();
         links.inbox.log(Tone::Warning, text).await;

@@ -201,6 +201,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("server.proxy.url", "{}", "socks5://proxy"),
     ("server.proxy.connect_headers", "[]", "{\"a b\": x}"),
     ("server.proxy.no_proxy", "text", "[\"a b\"]"),
+    ("server.proxy.no_proxy", "{}", "[10.0.0.0/x]"),
     ("server.heartbeat_interval", "[]", "30"),
     ("server.heartbeat_interval", "{}", "50ms"),
     ("server.poll_interval", "[]", "0"),

@@ -163,7 +163,7 @@ pub(super) fn is_direct(list: &[String], host: &str, port: u16) -> bool {
         if let Ok(named) = name.parse::<IpAddr>() {
             return address == Some(named);
         }
-        if name.contains('*') {
+        if name.contains(['*', '?']) {
             return matches(name, &host);
         }
         let below = name.strip_prefix('.');

@@ -198,6 +198,8 @@ fn relative(base: &str, reference: &str) -> String {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::settings::from_text;
 
@@ -254,6 +256,23 @@ mod tests {
             assert!(!error.contains("hunter2"), "{error}");
         }
         assert!(follow(&from, &"x".repeat(4096)).unwrap_err().contains("longer"));
+    }
+
+    proptest! {
+        /// Whatever a server writes, what comes of it is one word of a request line and a host.
+        #[test]
+        fn no_location_reaches_beyond_its_place(
+            location in "(https?:|wss?:)?(//)?[a-c:@\\[\\]0-9./?#%\\\\ \\t\u{0}\u{85}é]{0,24}",
+            base in "/[a-c/?.]{0,8}",
+        ) {
+            let from = Endpoint::parse(&format!("wss://a:4320{base}")).unwrap();
+            if let Ok(to) = follow(&from, &location) {
+                prop_assert!(to.path.starts_with('/') && !to.host.is_empty());
+                prop_assert!(!to.path.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#'));
+                let again = Endpoint::parse(&to.to_string()).unwrap();
+                prop_assert_eq!((again.host, again.port), (to.host, to.port));
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `opamp.server`.
 
 use core::time::Duration;
+use std::net::IpAddr;
 
 use super::super::endpoint::{MAX_URL, split_port};
 use super::super::environment::Environment;
@@ -220,6 +221,18 @@ fn host_pattern(text: &str) -> Result<String, String> {
     ))
 }
 
+/// The same, or a network: 10.0.0.0/8.
+fn host_or_network(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((network, length))
+            if network.parse::<IpAddr>().is_ok() && length.parse::<u8>().is_ok() =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => host_pattern(text),
+    }
+}
+
 /// `proxy`, or where it is absent what the environment says. An empty `url` means none, whatever that says.
 fn proxy(
     section: &mut Section<'_, '_, '_>,
@@ -245,10 +258,7 @@ fn proxy(
         );
     }
     let connect_headers = headers(&mut section, "connect_headers");
-    let no_proxy = section.list("no_proxy", "a list of hosts", |text| {
-        // 10.0.0.0/8
-        host_pattern(&text.replacen('/', ".", 1)).map(|_| text.to_owned())
-    });
+    let no_proxy = section.list("no_proxy", "a list of hosts", host_or_network);
     let url = url.filter(|url| !url.is_empty())?;
     Some(Proxy { url: Secret::new(url), connect_headers, no_proxy })
 }
