@@ -23,12 +23,10 @@ use chiton_proto::{
     CommandType, Message as _, RetryInfo, ServerErrorResponse, ServerErrorResponseType,
     ServerToAgent, ServerToAgentCommand, server_error_response::Details,
 };
+use common::authority::Authority;
 use common::{Agent, Home, PATIENCE, Peer, Server, Settings, WINDOW, eventually, is_alive, offer};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rcgen::{CertificateParams, date_time_ymd};
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
 use tungstenite::{Bytes, Message};
 
 /// The capability bits that tests look at.
@@ -199,59 +197,6 @@ mod refused {
 
 mod tls {
     use super::*;
-
-    struct Authority {
-        issuer: CertifiedIssuer<'static, KeyPair>,
-    }
-
-    impl Authority {
-        fn new(name: &str) -> Self {
-            let mut params = CertificateParams::new(Vec::new()).unwrap();
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            let issuer =
-                CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-            Self { issuer }
-        }
-
-        fn pem(&self) -> String {
-            self.issuer.pem()
-        }
-
-        /// A certificate and its key, PEM.
-        fn issue(&self, name: &str, change: impl Fn(&mut CertificateParams)) -> (String, String) {
-            let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-            change(&mut params);
-            let key = KeyPair::generate().unwrap();
-            let certificate = params.signed_by(&key, &self.issuer).unwrap();
-            (certificate.pem(), key.serialize_pem())
-        }
-
-        /// A server with such a certificate.
-        fn serve(
-            &self,
-            name: &str,
-            change: impl Fn(&mut CertificateParams),
-            clients: Option<&Self>,
-        ) -> Arc<ServerConfig> {
-            let (cert, key) = self.issue(name, change);
-            let builder = ServerConfig::builder();
-            let builder = match clients {
-                None => builder.with_no_client_auth(),
-                Some(authority) => {
-                    let mut roots = rustls::RootCertStore::empty();
-                    roots
-                        .add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap())
-                        .unwrap();
-                    let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
-                    builder.with_client_cert_verifier(verifier)
-                }
-            };
-            let chain = vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()];
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-            Arc::new(builder.with_single_cert(chain, key).unwrap())
-        }
-    }
 
     /// The handshake fails on this connection.
     fn fails(server: &Server, config: &Arc<ServerConfig>) {
@@ -569,7 +514,7 @@ mod link {
         let started = Instant::now();
         // Half open: it is there, reads nothing and says nothing.
         let half_open = server.accept();
-        agent.logs(&["WARN", "no answer for 200ms and no pong for 200ms"]);
+        agent.logs(&["WARN", &server.ws(), "no answer for 200ms and no pong for 200ms"]);
         assert!(started.elapsed() >= Duration::from_millis(400));
         assert!(server.accept().report().agent_description.is_some(), "it was not acknowledged");
         agent.unharmed();

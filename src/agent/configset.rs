@@ -504,7 +504,8 @@ fn is_yaml(name: &str, content_type: &str) -> bool {
 }
 
 /// A glob: `*` is any run of characters, `?` any one. Linear in the name for each `*`.
-fn matches(pattern: &str, name: &str) -> bool {
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
     let (mut pattern, mut name) = (pattern.chars(), name.chars());
     // Where to go on when what follows the last `*` does not fit: one character further in the name.
     let mut retry = None;

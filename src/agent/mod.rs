@@ -215,6 +215,7 @@ impl Config {
             });
         Self {
             session: session::Rules {
+                endpoint: server.endpoint.to_string(),
                 wire: match server.endpoint.scheme {
                     Scheme::Ws | Scheme::Wss => Wire::WebSocket,
                     Scheme::Http | Scheme::Https => Wire::Http,
@@ -400,7 +401,7 @@ impl Agent {
     /// Opens the session: the uid is known and the credentials can be read.
     pub fn connect(&mut self, uid: Uid, now: Now, actions: &mut Vec<Action>) {
         if self.session.is_none() && !self.shutting_down {
-            self.session = Some(Session::new(self.state.config.session, uid, self.seed));
+            self.session = Some(Session::new(self.state.config.session.clone(), uid, self.seed));
             self.on_session(actions, Session::start);
         }
         self.settle(now, actions);

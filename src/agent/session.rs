@@ -33,8 +33,10 @@ pub enum Wire {
 }
 
 /// What governs a session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rules {
+    /// What an error of the link is about.
+    pub endpoint: String,
     /// The transport of the endpoint.
     pub wire: Wire,
     /// Time between heartbeats; [`None`]: off.
@@ -209,6 +211,7 @@ impl Session {
     #[must_use]
     pub const fn new(rules: Rules, uid: Uid, seed: u64) -> Self {
         Self {
+            wants_uid: rules.request_uid,
             rules,
             uid,
             previous_uid: None,
@@ -218,7 +221,6 @@ impl Session {
             link_number: 0,
             failures: 0,
             jitter: Jitter::new(seed),
-            wants_uid: rules.request_uid,
             ignored: 0,
             stopping: false,
             last_error: None,
@@ -438,8 +440,8 @@ impl Session {
             Link::Up(up) if self.watchdog_at(up).is_some_and(|at| at <= now.mono) => {
                 if up.pinged.is_some() {
                     let text = format!(
-                        "no answer for {:?} and no pong for {:?}: the connection is dead",
-                        self.rules.timeouts.answer, self.rules.timeouts.pong
+                        "{}: no answer for {:?} and no pong for {:?}: the connection is dead",
+                        self.rules.endpoint, self.rules.timeouts.answer, self.rules.timeouts.pong
                     );
                     out.push(Order::Abort);
                     let Link::Up(up) = core::mem::replace(&mut self.link, Link::Idle) else {

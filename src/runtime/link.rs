@@ -11,7 +11,7 @@ use smol::channel::{Receiver, Sender, bounded};
 use super::Inbox;
 use crate::agent::Event;
 use crate::agent::session::{LinkError, LinkErrorKind, Outgoing as Report, Tone};
-use crate::settings::{Scheme, Server};
+use crate::settings::Server;
 use crate::store::Store;
 use crate::transport::tls::Factory;
 use crate::transport::{self, Incoming, Outgoing, Plan};
@@ -113,30 +113,17 @@ async fn run(links: Rc<Links>, number: u64, todo: Receiver<Task>) {
     debug_assert!(down.into_inner(), "a transport always says how it ended");
 }
 
-/// Reads the credentials, on the blocking pool.
+/// What a link needs to know.
 async fn plan(links: &Links) -> Result<Plan, String> {
     if let Some(reason) = &links.server.unusable {
         return Err(reason.clone());
     }
-    let tls = match links.server.endpoint.scheme {
-        Scheme::Ws | Scheme::Http => None,
-        Scheme::Wss | Scheme::Https => {
-            let factory = Arc::clone(&links.factory);
-            let tls = links.server.tls.clone();
-            let connector = crate::pool::unblock(move || {
-                let mut factory =
-                    factory.lock().map_err(|_| "an earlier attempt died".to_owned())?;
-                factory.connector(&tls)
-            });
-            Some(connector.await?)
-        }
-    };
-    if links.server.tls.insecure_skip_verify && tls.is_some() {
+    if links.server.tls.insecure_skip_verify {
         let text =
             "opamp.server.tls.insecure_skip_verify is on: the server is not verified".to_owned();
         links.inbox.log(Tone::Warning, text).await;
     }
-    Ok(Plan { server: links.server.clone(), tls })
+    Ok(Plan { server: links.server.clone(), factory: Arc::clone(&links.factory) })
 }
 
 /// The bytes of a report, framed; [`None`]: even the smallest form is too large, which is logged (opamp-spec L456).

@@ -62,7 +62,7 @@ pub struct Server {
     pub timeouts: Timeouts,
     /// Largest message each way, bytes, after decompression.
     pub max_message_size: usize,
-    /// Host patterns that offers and downloads may name.
+    /// Host patterns that redirects, offers and downloads may name.
     pub allow_endpoints: Vec<String>,
     /// Why no connection can be tried: a variable or a file that the settings name is missing.
     pub unusable: Option<String>,
@@ -156,7 +156,7 @@ pub enum TlsVersion {
 /// `opamp.server.proxy`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Proxy {
-    /// `http://host:port` (`https`, `socks5` with their features), user info allowed: hence secret.
+    /// `http://host:port` or `https`, user info allowed: hence secret.
     pub url: Secret<String>,
     /// Headers of the CONNECT request.
     pub connect_headers: Vec<(String, Secret<String>)>,

@@ -8,11 +8,8 @@ const NOT_YET: &[&str] = &[
     "opamp.capabilities.accepts_packages",
     "opamp.capabilities.accepts_opamp_connection_settings",
     "opamp.capabilities.accepts_other_connection_settings",
-    "opamp.server.proxy",
-    "opamp.server.tls.pinned_spki_sha256",
     "opamp.server.tls.enroll",
     "opamp.server.tls.renew_before",
-    "opamp.server.allow_endpoints",
     "opamp.agent.request_instance_uid",
     "opamp.health.metrics",
     "opamp.health.metrics_interval",
@@ -57,7 +54,7 @@ pub(super) fn notes(settings: &Settings, set: &[Key]) -> Vec<(Key, String)> {
     if settings.server.proxy.is_some() && !set.contains(&Key::of("opamp.server.proxy")) {
         notes.push((
             Key::of("opamp.server.proxy"),
-            "comes from the environment (HTTPS_PROXY), and proxies are not in force yet".to_owned(),
+            "comes from the environment (HTTPS_PROXY)".to_owned(),
         ));
     }
     notes
@@ -74,9 +71,6 @@ fn is_off(settings: &Settings, key: &str) -> bool {
         "opamp.capabilities.accepts_other_connection_settings" => {
             !capabilities.accepts_other_connection_settings
         }
-        "opamp.server.tls.pinned_spki_sha256" => settings.server.tls.pinned_spki_sha256.is_empty(),
-        "opamp.server.allow_endpoints" => settings.server.allow_endpoints.is_empty(),
-        "opamp.server.proxy" => settings.server.proxy.is_none(),
         "opamp.agent.request_instance_uid" => !settings.agent.request_instance_uid,
         "opamp.health.metrics" => settings.health.metrics.is_empty(),
         "opamp.remote_config.require_signature" => !settings.remote_config.require_signature,

@@ -198,8 +198,10 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("server.tls.renew_before", "[]", "1s"),
     ("server.proxy", "text", "{no_proxy: []}"),
     ("server.proxy.url", "5", "ftp://proxy"),
+    ("server.proxy.url", "{}", "socks5://proxy"),
     ("server.proxy.connect_headers", "[]", "{\"a b\": x}"),
     ("server.proxy.no_proxy", "text", "[\"a b\"]"),
+    ("server.proxy.no_proxy", "{}", "[10.0.0.0/x]"),
     ("server.heartbeat_interval", "[]", "30"),
     ("server.heartbeat_interval", "{}", "50ms"),
     ("server.poll_interval", "[]", "0"),
@@ -606,7 +608,8 @@ fn the_proxy_of_the_environment_counts_where_none_is_set() {
     let variables = [("HTTPS_PROXY", "http://a:1"), ("NO_PROXY", "localhost, .lan,")];
     let taken = load("wss://h", "", &variables);
     assert_eq!(url(&taken).as_deref(), Some("http://a:1"));
-    assert_eq!(taken.settings.server.proxy.as_ref().unwrap().no_proxy, ["localhost", ".lan"]);
+    let direct = &taken.settings.server.proxy.as_ref().unwrap().no_proxy;
+    assert_eq!(direct, &[".lan", "localhost", "127.0.0.0/8", "::1"]);
     assert!(taken.notes.iter().any(|note| note.contains("HTTPS_PROXY")));
     assert_eq!(url(&load("ws://h", "", &variables)), None);
     assert_eq!(url(&load("ws://h", "", &[("http_proxy", "a:1")])).as_deref(), Some("http://a:1"));

@@ -47,12 +47,27 @@ impl Head {
             .any(|found| found.trim().eq_ignore_ascii_case(token))
     }
 
+    /// HTML instead of what was asked for.
+    fn is_web_page(&self) -> bool {
+        let kind = self.header("Content-Type").unwrap_or_default();
+        kind.get(..9).is_some_and(|kind| kind.eq_ignore_ascii_case("text/html"))
+    }
+
+    /// Whether a web server says, as nginx and Go do, that plain HTTP came to its TLS port.
+    fn wants_tls(&self) -> bool {
+        self.rest.windows(5).any(|word| word == b"HTTPS")
+    }
+
     /// The error for a status that is not the one hoped for: says what a person should look at, and keeps what
     /// the server asked of the next attempt.
     #[must_use]
     pub fn refusal(&self, of: &str, now: Wall) -> LinkError {
         let advice = match self.status {
+            200..=299 if self.is_web_page() => {
+                " with a web page: is there a captive portal, or a web server in its place?"
+            }
             301 | 302 | 303 | 307 | 308 => " (a redirect)",
+            400 if self.wants_tls() => ": it wants TLS on this port; use wss:// or https://",
             401 => ": the credentials are missing or wrong; look at opamp.server.headers",
             403 => ": the credentials are not allowed to connect",
             404 => ": the path of the endpoint is wrong",
@@ -61,6 +76,7 @@ impl Head {
             426 => ": the server does not take this transport",
             429 => ": too many requests",
             503 => ": the server is overloaded",
+            511 => ": a captive portal wants somebody to log in",
             _ => "",
         };
         let asked = self.header("Retry-After").and_then(|value| retry_after::parse(value, now));
@@ -125,7 +141,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
     let length = match response.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(error) => return Err(format!("the answer is not HTTP: {error}")),
+        Err(error) => return Err(format!("the answer is not HTTP{} ({error})", instead(bytes))),
     };
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     let headers =
@@ -135,6 +151,19 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
         headers: headers.collect(),
         rest: bytes.get(length..).unwrap_or_default().to_vec(),
     }))
+}
+
+/// What a first answer that is not HTTP looks like.
+const fn instead(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [b'S', b'S', b'H', b'-', ..] => ", it comes from an SSH server: is the port right?",
+        [b'2', b'2', b'0', b' ' | b'-', ..] => {
+            ", it comes from a mail or FTP server: is the port right?"
+        }
+        // A record of TLS: an alert or a handshake.
+        [0x15 | 0x16, 3, ..] => ", it is TLS: use wss:// or https://",
+        _ => ": is the port right?",
+    }
 }
 
 #[cfg(test)]

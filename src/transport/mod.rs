@@ -4,18 +4,20 @@
 //! is given the messages to send and tells what came; what to do about it is the core's business.
 
 pub mod http1;
+mod pins;
+mod proxy;
+pub mod redirect;
 pub mod retry_after;
 pub mod tls;
 mod websocket;
 
 use std::io;
-use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_rustls::TlsConnector;
 use futures_rustls::client::TlsStream;
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -26,7 +28,10 @@ pub use crate::agent::session::LinkError;
 use crate::agent::session::LinkErrorKind;
 use crate::net;
 use crate::reactor::{Io, within};
-use crate::settings::{Endpoint, Scheme, Server};
+use crate::settings::{Scheme, Server};
+use proxy::Via;
+use redirect::Target;
+use tls::{Factory, Peer};
 
 /// What a link has to tell.
 #[derive(Debug)]
@@ -72,8 +77,8 @@ pub fn frame(message: &impl chiton_proto::Message) -> Bytes {
 pub struct Plan {
     /// Where to and how.
     pub server: Server,
-    /// [`None`] for `ws` and `http`.
-    pub tls: Option<TlsConnector>,
+    /// Makes TLS, where it is needed.
+    pub factory: Arc<Mutex<Factory>>,
 }
 
 /// Runs one link to its end. `incoming` applies back-pressure: while the core is busy nothing more is read.
@@ -89,67 +94,72 @@ pub async fn run(plan: Plan, outgoing: Receiver<Outgoing>, incoming: Sender<Inco
     let _ = incoming.send(Incoming::Down(end.err())).await;
 }
 
-/// A byte stream to the server, with or without TLS.
+/// A byte stream, with or without TLS; through an `https` proxy it is TLS within TLS.
 pub enum Stream {
     /// `ws`, `http`.
     Plain(Io<TcpStream>),
     /// `wss`, `https`.
-    Tls(Box<TlsStream<Io<TcpStream>>>),
+    Tls(Box<TlsStream<Self>>),
 }
 
-/// Connects and, where the scheme says so, shakes hands.
+/// Connects, through the proxy if there is one, and shakes hands where the scheme says so. A target that is not
+/// trusted does not see the client certificate.
 ///
 /// # Errors
 /// What failed, on which address, why.
-pub async fn open(plan: &Plan) -> Result<Stream, LinkError> {
-    let endpoint = &plan.server.endpoint;
-    let failed = |text: String| LinkError {
-        text: format!("{endpoint}: {text}"),
-        kind: LinkErrorKind::Failed,
-    };
+pub async fn open(plan: &Plan, target: &Target) -> Result<Stream, LinkError> {
+    let failed =
+        |text: String| LinkError { text: format!("{target}: {text}"), kind: LinkErrorKind::Failed };
     entropy().map_err(failed)?;
-    let timeouts = plan.server.timeouts;
-    let addresses = match within(timeouts.connect, net::resolve(&endpoint.host, endpoint.port))
-        .await
-    {
-        Some(Ok(addresses)) => addresses,
-        Some(Err(error)) => return Err(failed(format!("looking up {}: {error}", endpoint.host))),
-        None => {
-            let text =
-                format!("looking up {}: no answer within {:?}", endpoint.host, timeouts.connect);
-            return Err(failed(text));
-        }
+    let endpoint = &target.endpoint;
+    let stream = match Via::to(endpoint, &plan.server).map_err(failed)? {
+        Some(via) => via.tunnel(plan, endpoint).await,
+        None => connect(plan, &endpoint.host, endpoint.port).await,
     };
-    let stream = first_that_answers(&addresses, endpoint, plan).await.map_err(failed)?;
-    let Some(connector) = &plan.tls else { return Ok(Stream::Plain(stream)) };
-    match within(timeouts.tls, tls::handshake(connector, &endpoint.host, stream)).await {
+    let stream = stream.map_err(failed)?;
+    if !endpoint.scheme.is_secure() {
+        return Ok(stream);
+    }
+    let peer = if target.is_trusted() { Peer::Server } else { Peer::Stranger };
+    secure(plan, peer, &endpoint.host, stream).await.map_err(failed)
+}
+
+/// TLS over a stream.
+async fn secure(plan: &Plan, peer: Peer, host: &str, stream: Stream) -> Result<Stream, String> {
+    let (factory, tls) = (Arc::clone(&plan.factory), plan.server.tls.clone());
+    let connector = crate::pool::unblock(move || {
+        let mut factory = factory.lock().map_err(|_| "an earlier attempt died".to_owned())?;
+        factory.connector(&tls, peer)
+    });
+    let connector = connector.await?;
+    let limit = plan.server.timeouts.tls;
+    match within(limit, tls::handshake(&connector, host, stream)).await {
         Some(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
-        Some(Err(error)) => Err(failed(format!("TLS: {error}"))),
-        None => Err(failed(format!("TLS: no handshake within {:?}", timeouts.tls))),
+        Some(Err(error)) => Err(format!("TLS: {error}")),
+        None => Err(format!("TLS: no handshake within {limit:?}")),
     }
 }
 
-/// Tries the addresses in turn, both families.
-async fn first_that_answers(
-    addresses: &[SocketAddr],
-    endpoint: &Endpoint,
-    plan: &Plan,
-) -> Result<Io<TcpStream>, String> {
+/// TCP to a host: its addresses in turn, both families.
+async fn connect(plan: &Plan, host: &str, port: u16) -> Result<Stream, String> {
+    let limit = plan.server.timeouts.connect;
+    let addresses = match within(limit, net::resolve(host, port)).await {
+        Some(Ok(addresses)) => addresses,
+        Some(Err(error)) => return Err(format!("looking up {host}: {error}")),
+        None => return Err(format!("looking up {host}: no answer within {limit:?}")),
+    };
     let mut errors = Vec::new();
     for address in addresses {
-        match net::connect(*address, plan.server.timeouts.connect).await {
-            Ok(stream) => return Ok(stream),
+        match net::connect(address, limit).await {
+            Ok(stream) => return Ok(Stream::Plain(stream)),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                errors.push(format!(
-                    "{address}: no connection within {:?}",
-                    plan.server.timeouts.connect
-                ));
+                errors.push(format!("{address}: no connection within {limit:?}"));
             }
             Err(error) => errors.push(format!("{address}: {error}")),
         }
     }
     if errors.is_empty() {
-        errors.push(format!("{} has no address", endpoint.host));
+        errors.push(format!("{host} has no address"));
     }
     Err(errors.join("; "))
 }

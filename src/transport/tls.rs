@@ -1,6 +1,7 @@
 //! TLS as the settings ask for it: roots, client certificate, versions, and the clock that judges certificates.
 
 use core::time::Duration;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,28 +12,53 @@ use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixT
 use futures_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
+use futures_rustls::rustls::client::{Resumption, WebPkiServerVerifier};
 use futures_rustls::rustls::crypto::{
     CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature,
 };
 use futures_rustls::rustls::time_provider::TimeProvider;
 use futures_rustls::rustls::version::{TLS12, TLS13};
 use futures_rustls::rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    SupportedProtocolVersion,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, OtherError,
+    RootCertStore, SignatureScheme, SupportedProtocolVersion,
 };
 use sha2::{Digest, Sha256};
 use smol::io::{AsyncRead, AsyncWrite};
 
+use super::pins::{Pinned, Unpinned};
 use crate::clock::{self, trusted_wall};
 use crate::settings::{Tls, TlsVersion};
 
 /// Largest PEM file that is read.
 pub const MAX_PEM: u64 = 1 << 20;
 
-/// Makes connectors, and keeps the last one: while the files stay the same, sessions resume.
+/// TLS sessions that are kept for resumption: rustls keeps eight tickets a server, so two servers (a proxy is one).
+const SESSIONS: usize = 16;
+
+/// Who is at the other end: what it must prove, and what it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// The server of the settings: pins, client certificate.
+    Server,
+    /// Where a redirect led: pins, and no client certificate.
+    Stranger,
+    /// A proxy: no pins, they are the server's; the client certificate (opamp-spec L2342).
+    Proxy,
+}
+
+/// Makes connectors, and keeps the last ones: while the files stay the same, sessions resume.
 #[derive(Default)]
 pub struct Factory {
-    made: Option<([u8; 32], Arc<ClientConfig>)>,
+    made: Option<Made>,
+}
+
+/// One configuration each, with sessions of its own: what was agreed with a certificate is not resumed without it.
+#[derive(Clone)]
+struct Made {
+    of: [u8; 32],
+    server: Arc<ClientConfig>,
+    stranger: Arc<ClientConfig>,
+    proxy: Arc<ClientConfig>,
 }
 
 /// The files that a connector is made of, as they are on disk now.
@@ -46,15 +72,19 @@ impl Factory {
     ///
     /// # Errors
     /// One line: which file, what is wrong with it.
-    pub fn connector(&mut self, tls: &Tls) -> Result<TlsConnector, String> {
+    pub fn connector(&mut self, tls: &Tls, peer: Peer) -> Result<TlsConnector, String> {
         let files = Files::read(tls)?;
         let digest = files.digest();
-        let config = match &self.made {
-            Some((made_of, config)) if *made_of == digest => Arc::clone(config),
-            _ => Arc::new(configure(tls, &files)?),
+        let made = match self.made.take() {
+            Some(made) if made.of == digest => made,
+            _ => configure(tls, &files, digest)?,
         };
-        self.made = Some((digest, Arc::clone(&config)));
-        Ok(TlsConnector::from(config))
+        let made = self.made.insert(made);
+        Ok(TlsConnector::from(Arc::clone(match peer {
+            Peer::Server => &made.server,
+            Peer::Stranger => &made.stranger,
+            Peer::Proxy => &made.proxy,
+        })))
     }
 }
 
@@ -88,8 +118,42 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(describe)
 }
 
-fn configure(tls: &Tls, files: &Files) -> Result<ClientConfig, String> {
+fn configure(tls: &Tls, files: &Files, of: [u8; 32]) -> Result<Made, String> {
     let provider = Arc::new(ring::default_provider());
+    let algorithms = provider.signature_verification_algorithms;
+    let trusted = match tls.insecure_skip_verify {
+        true => RootCertStore::empty(),
+        false => roots(tls, files)?,
+    };
+    let trusted = Arc::new(trusted);
+    let normal: Arc<dyn ServerCertVerifier> = if tls.insecure_skip_verify {
+        Arc::new(Unverified(Arc::clone(&provider)))
+    } else {
+        WebPkiServerVerifier::builder_with_provider(Arc::clone(&trusted), Arc::clone(&provider))
+            .build()
+            .map_err(|error| format!("TLS roots: {error}"))?
+    };
+    let with = |verifier: &Arc<dyn ServerCertVerifier>, certificate: bool| {
+        client_config(tls, files, &provider, verifier, certificate).map(Arc::new)
+    };
+    if tls.pinned_spki_sha256.is_empty() {
+        let server = with(&normal, true)?;
+        let stranger = with(&normal, false)?;
+        return Ok(Made { of, proxy: Arc::clone(&server), server, stranger });
+    }
+    let pinned = Pinned::new(Arc::clone(&normal), &tls.pinned_spki_sha256, &trusted, algorithms);
+    let pinned: Arc<dyn ServerCertVerifier> = Arc::new(pinned);
+    let (server, stranger) = (with(&pinned, true)?, with(&pinned, false)?);
+    Ok(Made { of, server, stranger, proxy: with(&normal, true)? })
+}
+
+fn client_config(
+    tls: &Tls,
+    files: &Files,
+    provider: &Arc<CryptoProvider>,
+    verifier: &Arc<dyn ServerCertVerifier>,
+    certificate: bool,
+) -> Result<ClientConfig, String> {
     let all: [(TlsVersion, &'static SupportedProtocolVersion); 2] =
         [(TlsVersion::V12, &TLS12), (TlsVersion::V13, &TLS13)];
     let versions: Vec<_> = all
@@ -97,16 +161,13 @@ fn configure(tls: &Tls, files: &Files) -> Result<ClientConfig, String> {
         .filter(|(version, _)| (tls.min_version..=tls.max_version).contains(version))
         .map(|(_, supported)| supported)
         .collect();
-    let builder = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::new(Clock))
+    let builder = ClientConfig::builder_with_details(Arc::clone(provider), Arc::new(Clock))
         .with_protocol_versions(&versions)
-        .map_err(|error| format!("TLS versions: {error}"))?;
-    let builder = if tls.insecure_skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
-    } else {
-        builder.with_root_certificates(roots(tls, files)?)
-    };
-    let config = match (&files.client, &tls.client) {
-        (Some((cert, key)), Some(paths)) => {
+        .map_err(|error| format!("TLS versions: {error}"))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(verifier));
+    let mut config = match (&files.client, &tls.client) {
+        (Some((cert, key)), Some(paths)) if certificate => {
             let cert_file = paths.cert_file.display();
             let key_file = paths.key_file.display();
             let chain = certificates(cert).map_err(|error| format!("{cert_file}: {error}"))?;
@@ -118,6 +179,7 @@ fn configure(tls: &Tls, files: &Files) -> Result<ClientConfig, String> {
         }
         _ => builder.with_no_client_auth(),
     };
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
     Ok(config)
 }
 
@@ -165,7 +227,12 @@ pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<TlsStream<S>, String> {
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| format!("{host:?} is not a host name"))?;
-    connector.connect(name, stream).await.map_err(|error| explain(&error))
+    connector.connect(name, stream).await.map_err(|error| match error.kind() {
+        ErrorKind::UnexpectedEof => {
+            "the connection was closed within the handshake: is there TLS on that port?".to_owned()
+        }
+        _ => explain(&error),
+    })
 }
 
 /// A TLS failure in words.
@@ -187,8 +254,14 @@ pub(super) fn explain(error: &std::io::Error) -> String {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 format!("the server's certificate is for another name: {tls}")
             }
+            CertificateError::Other(OtherError(why)) if why.is::<Unpinned>() => why.to_string(),
             _ => format!("the server's certificate is not acceptable: {tls}"),
         },
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            format!(
+                "what answers there does not speak TLS ({tls}): is it ws:// or http://, or another service?"
+            )
+        }
         Error::AlertReceived(alert) => {
             format!(
                 "the server refused our side of TLS (alert {alert:?}): does it want a client certificate?"

@@ -19,10 +19,12 @@ use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use smol::stream::StreamExt;
 
 use super::http1::{self, Head};
+use super::redirect::{Target, is_redirect};
 use super::{Incoming, LinkError, Outgoing, Plan, Stream, open};
 use crate::agent::session::LinkErrorKind;
 use crate::clock;
 use crate::reactor::within;
+use crate::settings::Endpoint;
 
 /// Read buffer of the codec; grows to a frame's size while one comes in.
 const READ_BUFFER: usize = 4096;
@@ -49,7 +51,8 @@ pub(super) async fn run(
     outgoing: Receiver<Outgoing>,
     incoming: &Sender<Incoming>,
 ) -> Result<(), LinkError> {
-    let mut link = Link { socket: upgrade(plan).await?, plan, incoming };
+    let (socket, target) = upgrade(plan).await?;
+    let mut link = Link { socket, target, incoming };
     link.tell(Incoming::Up).await?;
     let mut large = false;
     loop {
@@ -89,7 +92,7 @@ pub(super) async fn run(
 /// An open link.
 struct Link<'a> {
     socket: Socket,
-    plan: &'a Plan,
+    target: Target,
     incoming: &'a Sender<Incoming>,
 }
 
@@ -189,18 +192,31 @@ impl Link<'_> {
     }
 
     fn error(&self, text: &str, kind: LinkErrorKind) -> LinkError {
-        LinkError { text: format!("{}: {text}", self.plan.server.endpoint), kind }
+        LinkError { text: format!("{}: {text}", self.target), kind }
     }
 }
 
-/// Connects and upgrades.
-async fn upgrade(plan: &Plan) -> Result<Socket, LinkError> {
-    let endpoint = &plan.server.endpoint;
-    let failed = |text: String| LinkError {
-        text: format!("{endpoint}: {text}"),
-        kind: LinkErrorKind::Failed,
-    };
-    let mut stream = open(plan).await?;
+/// Connects and upgrades, where redirects lead.
+async fn upgrade(plan: &Plan) -> Result<(Socket, Target), LinkError> {
+    let mut target = Target::new(plan.server.endpoint.clone());
+    loop {
+        let (stream, head, key) = ask(plan, &target).await?;
+        if !is_redirect(head.status) {
+            check_upgrade(&head, &key, &target.to_string())?;
+            return Ok((fresh(Metered::new(stream), head.rest, plan).await, target));
+        }
+        if let Err(why) = target.redirect(&head, &plan.server) {
+            let text = format!("{target}: {why}");
+            return Err(LinkError { text, kind: LinkErrorKind::Failed });
+        }
+    }
+}
+
+/// Asks for the upgrade: the stream, the answer, and the key that it must prove to have read.
+async fn ask(plan: &Plan, target: &Target) -> Result<(Stream, Head, String), LinkError> {
+    let failed =
+        |text: String| LinkError { text: format!("{target}: {text}"), kind: LinkErrorKind::Failed };
+    let mut stream = open(plan, target).await?;
     let mut key = [0; 16];
     SystemRandom::new().fill(&mut key).map_err(|_| failed("no random numbers".to_owned()))?;
     let key = base64(&key);
@@ -210,21 +226,20 @@ async fn upgrade(plan: &Plan) -> Result<Socket, LinkError> {
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", key.as_str()),
     ];
-    let request =
-        http1::request("GET", &endpoint.path, &endpoint.authority(), &own, &plan.server.headers);
+    let Endpoint { path, .. } = &target.endpoint;
+    let host = target.endpoint.authority();
+    let request = http1::request("GET", path, &host, &own, target.headers(&plan.server));
     let exchange = async {
         stream.write_all(request.as_bytes()).await.map_err(|error| super::tls::explain(&error))?;
         stream.flush().await.map_err(|error| super::tls::explain(&error))?;
         http1::read_head(&mut stream).await
     };
     let limit = plan.server.timeouts.tls;
-    let head = match within(limit, exchange).await {
-        Some(Ok(head)) => head,
-        Some(Err(error)) => return Err(failed(error)),
-        None => return Err(failed(format!("no answer to the WebSocket upgrade within {limit:?}"))),
-    };
-    check_upgrade(&head, &key, &endpoint.to_string())?;
-    Ok(fresh(Metered::new(stream), head.rest, plan).await)
+    match within(limit, exchange).await {
+        Some(Ok(head)) => Ok((stream, head, key)),
+        Some(Err(error)) => Err(failed(error)),
+        None => Err(failed(format!("no answer to the WebSocket upgrade within {limit:?}"))),
+    }
 }
 
 /// RFC 6455 §4.1: what the server's answer must be.
@@ -282,7 +297,8 @@ fn take_header(bytes: &mut Bytes) -> Result<(), &'static str> {
     Err("its header is longer than 10 bytes")
 }
 
-fn base64(bytes: &[u8]) -> String {
+/// Base64 with padding (RFC 4648).
+pub(super) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3).saturating_mul(4));
     for chunk in bytes.chunks(3) {

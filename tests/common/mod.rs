@@ -12,6 +12,8 @@
     reason = "tests"
 )]
 
+pub(crate) mod authority;
+
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -124,6 +126,11 @@ impl Home {
 
     /// Starts the agent.
     pub(crate) fn start(&self) -> Agent<'_> {
+        self.start_with(&[])
+    }
+
+    /// Starts the agent with more in its environment.
+    pub(crate) fn start_with(&self, environment: &[(&str, &str)]) -> Agent<'_> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_chiton"))
             .args(["run", "--config"])
             .arg(self.path("chiton.yaml"))
@@ -131,6 +138,7 @@ impl Home {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .env_remove("JOURNAL_STREAM")
+            .envs(environment.iter().copied())
             .spawn()
             .unwrap();
         let log = Arc::new(Log::default());
@@ -307,14 +315,30 @@ impl Drop for Agent<'_> {
 /// Plain or encrypted.
 pub(crate) enum Stream {
     Plain(TcpStream),
-    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
+    /// Also within TLS, as behind an encrypted proxy.
+    Tls(Box<StreamOwned<ServerConnection, Self>>),
 }
 
 impl Stream {
+    /// TLS over it, with its handshake begun by the first read.
+    pub(crate) fn encrypted(self, config: &Arc<ServerConfig>) -> Self {
+        let connection = ServerConnection::new(Arc::clone(config)).unwrap();
+        Self::Tls(Box::new(StreamOwned::new(connection, self)))
+    }
+
+    /// The TLS side of it, its handshake done.
+    pub(crate) fn shaken(&mut self) -> io::Result<&ServerConnection> {
+        let Self::Tls(stream) = self else { panic!("not encrypted") };
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(&stream.conn)
+    }
+
     pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
-            Self::Tls(stream) => &stream.sock,
+            Self::Tls(stream) => stream.sock.tcp(),
         }
     }
 }
@@ -371,6 +395,11 @@ impl Server {
         format!("ws://{}/v1/opamp", self.address)
     }
 
+    /// `127.0.0.1:port`.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub(crate) fn wss(&self) -> String {
         format!("wss://{}/v1/opamp", self.address)
     }
@@ -385,8 +414,7 @@ impl Server {
 
     /// The next connection, with its handshake begun by the first read.
     pub(crate) fn tls(&self, config: &Arc<ServerConfig>) -> Stream {
-        let connection = ServerConnection::new(Arc::clone(config)).unwrap();
-        Stream::Tls(Box::new(StreamOwned::new(connection, self.tcp())))
+        Stream::Plain(self.tcp()).encrypted(config)
     }
 
     /// Takes the next connection, reads the request and answers it with these bytes instead of an upgrade.

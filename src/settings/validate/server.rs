@@ -1,6 +1,7 @@
 //! `opamp.server`.
 
 use core::time::Duration;
+use std::net::IpAddr;
 
 use super::super::endpoint::{MAX_URL, split_port};
 use super::super::environment::Environment;
@@ -220,6 +221,18 @@ fn host_pattern(text: &str) -> Result<String, String> {
     ))
 }
 
+/// The same, or a network: 10.0.0.0/8.
+fn host_or_network(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((network, length))
+            if network.parse::<IpAddr>().is_ok() && length.parse::<u8>().is_ok() =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => host_pattern(text),
+    }
+}
+
 /// `proxy`, or where it is absent what the environment says. An empty `url` means none, whatever that says.
 fn proxy(
     section: &mut Section<'_, '_, '_>,
@@ -245,10 +258,13 @@ fn proxy(
         );
     }
     let connect_headers = headers(&mut section, "connect_headers");
-    let no_proxy = section.list("no_proxy", "a list of hosts", host_pattern);
+    let no_proxy = section.list("no_proxy", "a list of hosts", host_or_network);
     let url = url.filter(|url| !url.is_empty())?;
     Some(Proxy { url: Secret::new(url), connect_headers, no_proxy })
 }
+
+/// What a proxy of the environment is not for.
+const LOCAL: [&str; 3] = ["localhost", "127.0.0.0/8", "::1"];
 
 fn proxy_of(
     environment: &dyn Environment,
@@ -271,10 +287,12 @@ fn proxy_of(
     let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     let url = proxy_url(&url).map_err(|error| (name, error))?;
     let direct = set(["no_proxy", "NO_PROXY"]).map(|(_, hosts)| hosts).unwrap_or_default();
+    // Such a proxy is the whole host's: it is never the way to the host itself.
     let no_proxy = direct
         .split(',')
         .map(str::trim)
-        .filter(|host| !host.is_empty())
+        .filter(|host| !host.is_empty() && !LOCAL.contains(host))
+        .chain(LOCAL)
         .map(str::to_owned)
         .collect();
     Ok(Some(Proxy { url: Secret::new(url), connect_headers: Vec::new(), no_proxy }))
@@ -282,7 +300,7 @@ fn proxy_of(
 
 /// Checks the URL of a proxy, which may hold a password: it is not shown.
 fn proxy_url(url: &str) -> Result<String, String> {
-    const ALLOWED: &str = "allowed is a URL such as http://proxy:3128, with http, https or socks5";
+    const ALLOWED: &str = "allowed is a URL such as http://proxy:3128, with http or https";
     if url.len() > MAX_URL {
         return Err(format!("longer than {MAX_URL} bytes"));
     }
@@ -294,7 +312,9 @@ fn proxy_url(url: &str) -> Result<String, String> {
     let default = match scheme {
         "http" => 80,
         "https" => 443,
-        "socks5" => 1080,
+        "socks5" | "socks5h" => {
+            return Err(format!("is a SOCKS proxy, which is not built in; {ALLOWED}"));
+        }
         _ => return Err(format!("has an unknown scheme; {ALLOWED}")),
     };
     let rest = rest.strip_suffix('/').unwrap_or(rest);

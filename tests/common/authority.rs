@@ -1,0 +1,90 @@
+//! Certificates of every kind, and TLS servers with them.
+
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+
+/// A CA.
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { issuer }
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    pub(crate) fn key(&self) -> &KeyPair {
+        self.issuer.key()
+    }
+
+    /// A certificate and its key, PEM.
+    pub(crate) fn issue(
+        &self,
+        name: &str,
+        change: impl Fn(&mut CertificateParams),
+    ) -> (String, String) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        (self.sign(&params, &key), key.serialize_pem())
+    }
+
+    /// A certificate for this key, PEM.
+    pub(crate) fn sign(&self, params: &CertificateParams, key: &KeyPair) -> String {
+        params.signed_by(key, &self.issuer).unwrap().pem()
+    }
+
+    /// A server with such a certificate, which demands one of these clients.
+    pub(crate) fn serve(
+        &self,
+        name: &str,
+        change: impl Fn(&mut CertificateParams),
+        clients: Option<&Self>,
+    ) -> Arc<ServerConfig> {
+        self.server(name, change, clients, false)
+    }
+
+    /// A server that asks for a client certificate and takes no for an answer.
+    pub(crate) fn serve_curious(&self, name: &str, clients: &Self) -> Arc<ServerConfig> {
+        self.server(name, |_| {}, Some(clients), true)
+    }
+
+    fn server(
+        &self,
+        name: &str,
+        change: impl Fn(&mut CertificateParams),
+        clients: Option<&Self>,
+        optional: bool,
+    ) -> Arc<ServerConfig> {
+        let (cert, key) = self.issue(name, change);
+        let builder = ServerConfig::builder();
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(authority) => {
+                let mut roots = rustls::RootCertStore::empty();
+                roots
+                    .add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap())
+                    .unwrap();
+                let verifier = WebPkiClientVerifier::builder(Arc::new(roots));
+                let verifier = if optional { verifier.allow_unauthenticated() } else { verifier };
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let chain = vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        Arc::new(builder.with_single_cert(chain, key).unwrap())
+    }
+}
