@@ -32,10 +32,10 @@ use self::health::{CheckResult, Health};
 use self::report::Facets;
 use self::rollout::{Digest, Generation, Memory, Rollout, Staged};
 use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, Verdict, Wire};
-use self::supervision::{End, State, Supervision};
+use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{Mono, Now};
-use crate::settings::{Apply, Backoff, Owner, Rollback, Scheme, Settings};
+use crate::settings::{Apply, Owner, Rollback, Scheme, Settings};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -92,6 +92,22 @@ pub enum Event {
     WorkloadNotStarted(String),
     /// The workload's process is gone; says how, with its last words.
     WorkloadExited(String),
+    /// The main process of an external workload is this one.
+    WorkloadSeen {
+        /// Which.
+        process: Process,
+        /// How old it is.
+        age: Duration,
+    },
+    /// An external workload has no main process; says how one knows.
+    WorkloadGone(String),
+    /// Answers [`Action::Ask`].
+    WorkloadTold {
+        /// The main process just before.
+        before: Option<Process>,
+        /// Whether it could be asked.
+        result: Result<(), String>,
+    },
     /// Answers [`Action::Check`].
     Checked {
         /// The round it belongs to.
@@ -142,6 +158,8 @@ pub enum Action {
     Reload,
     /// The command of `apply`. → [`Event::Reloaded`]
     RunApply,
+    /// Ask an external workload, or the init system that owns it. → [`Event::WorkloadTold`]
+    Ask(Ask),
     /// Run all checks once. → [`Event::Checked`]
     Check {
         /// To be given back.
@@ -160,7 +178,8 @@ pub struct Config {
     rollback: Rollback,
     apply: Apply,
     validates: bool,
-    workload: Option<Backoff>,
+    /// As it is before anything has happened.
+    workload: Option<Supervision>,
     /// The command names `{config_file}` or `{config_dir}`: without a configuration it is not started.
     needs_config: bool,
     /// There is something to check beside the process being alive.
@@ -217,7 +236,12 @@ impl Config {
             rollback: remote.rollback,
             apply: remote.apply.clone(),
             validates: !remote.validate.is_empty(),
-            workload: settings.workload.as_ref().map(|workload| workload.restart),
+            workload: settings.workload.as_ref().map(|workload| match &workload.owner {
+                Owner::Chiton { .. } => Supervision::new(workload.restart),
+                Owner::External(_) => {
+                    Supervision::external(workload.restarts(), remote.rollback.window)
+                }
+            }),
             needs_config,
             has_checks: settings.health.checks.iter().any(|check| check.kind.is_in_force()),
             check_interval: settings.health.check_interval,
@@ -355,7 +379,7 @@ impl Agent {
             seed,
             state: Managed {
                 rollout: Rollout::new(config.rollback, memory),
-                workload: config.workload.map(Supervision::new),
+                workload: config.workload.clone(),
                 health: Health::new(config.has_checks, now),
                 config,
             },
@@ -376,6 +400,16 @@ impl Agent {
             self.ensure_workload(actions);
         }
         self.settle(now, actions);
+    }
+
+    /// The disk went back to the committed generation: an external workload that runs has read what was undone.
+    pub fn went_back(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let workload = self.state.workload.as_ref();
+        if workload.is_some_and(|workload| workload.is_external() && workload.is_running()) {
+            let text = "an interrupted change was undone: the workload is told to read the committed configuration";
+            actions.push(Action::Log(Tone::Info, text.to_owned()));
+            self.apply(now, actions);
+        }
     }
 
     /// Opens the session: the uid is known and the credentials can be read.
@@ -434,15 +468,7 @@ impl Agent {
                 if let Some(workload) = &mut self.state.workload {
                     workload.started(pid, now);
                 }
-                self.state.health.clear();
-                // Soon, so that a restart does not look ill for a whole interval; then at leisure.
-                let first =
-                    self.state.config.check_interval.min(self.state.config.rollback.interval);
-                self.next_check = Some(now.mono.after(first));
-                // A round that is under way was about the process before.
-                self.check_round = self.check_round.wrapping_add(1);
-                self.checking = false;
-                self.state.rollout.unchecked(now);
+                self.began(now);
                 self.applied(Ok(()), now, actions);
             }
             Event::WorkloadNotStarted(error) => {
@@ -453,6 +479,19 @@ impl Agent {
                 self.applied(Err(error), now, actions);
             }
             Event::WorkloadExited(text) => self.workload_exited(&text, now, actions),
+            Event::WorkloadSeen { process, age } => {
+                self.on_external(now, actions, |workload, out| {
+                    workload.seen(process, age, now, out)
+                });
+            }
+            Event::WorkloadGone(why) => {
+                self.on_external(now, actions, |workload, _| workload.gone(why));
+            }
+            Event::WorkloadTold { before, result } => {
+                self.on_external(now, actions, |workload, out| {
+                    workload.told(before, result, now, out)
+                });
+            }
             Event::Checked { round, results } => self.checked(round, results, now, actions),
             Event::Shutdown => self.shut_down(now, actions),
         }
@@ -481,10 +520,7 @@ impl Agent {
             remote_config: self.state.remote_config_status(),
             phase: self.state.rollout.phase(),
             committed: self.state.rollout.memory().committed,
-            pid: workload.and_then(|workload| match workload.state() {
-                State::Running { pid, .. } => Some(*pid),
-                _ => None,
-            }),
+            pid: self.pid(),
             restarts: workload.map_or(0, Supervision::restarts),
         }
     }
@@ -568,6 +604,52 @@ impl Agent {
         }
     }
 
+    /// Another process than before is the workload.
+    fn began(&mut self, now: Now) {
+        self.state.health.clear();
+        // Soon, so that a restart does not look ill for a whole interval; then at leisure.
+        let first = self.state.config.check_interval.min(self.state.config.rollback.interval);
+        self.next_check = Some(now.mono.after(first));
+        // A round that is under way was about the process before.
+        self.check_round = self.check_round.wrapping_add(1);
+        self.checking = false;
+        self.state.rollout.unchecked(now);
+    }
+
+    /// What is seen of an external workload, and what it answers.
+    fn on_external(
+        &mut self,
+        now: Now,
+        actions: &mut Vec<Action>,
+        act: impl FnOnce(&mut Supervision, &mut Vec<supervision::Order>) -> News,
+    ) {
+        let state = |agent: &Self| agent.state.workload.as_ref().map(|it| it.state().clone());
+        let before = state(self);
+        let mut news = News::default();
+        self.on_workload(actions, |workload, out| news = act(workload, out));
+        if state(self) != before {
+            self.began(now);
+        }
+        if let Some(text) = news.crash {
+            actions.push(Action::Log(Tone::Warning, format!("the workload {text}")));
+            self.on_rollout(now, actions, |rollout, out| rollout.crashed(&text, out));
+        }
+        if let Some(result) = news.answer {
+            if let Err(error) = &result {
+                actions.push(Action::Log(Tone::Warning, error.clone()));
+            }
+            self.applied(result, now, actions);
+        }
+    }
+
+    /// The process that runs.
+    fn pid(&self) -> Option<u32> {
+        match self.state.workload.as_ref()?.state() {
+            State::Running { pid, .. } => Some(*pid),
+            _ => None,
+        }
+    }
+
     fn checked(
         &mut self,
         round: u64,
@@ -609,6 +691,7 @@ impl Agent {
         self.on_session(actions, |session, out| session.tick(now, out));
         if !self.shutting_down {
             self.on_workload(actions, |workload, out| workload.tick(now, out));
+            self.on_external(now, actions, |workload, out| workload.overdue(now, out));
             self.on_rollout(now, actions, |rollout, out| rollout.tick(now, out));
             if self.checks_run() && self.next_check.is_some_and(|at| at <= now.mono) {
                 self.check(actions);
@@ -662,6 +745,12 @@ impl Agent {
         let failing = self.state.health.failing().filter(|_| running);
         let sick = failing.map(|check| check.name.clone()).collect();
         self.state.rollout.sick(sick);
+        if let Some(workload) = &mut self.state.workload
+            && workload.is_external()
+        {
+            let apply = self.state.config.apply.clone();
+            return self.on_workload(actions, |workload, out| workload.apply(&apply, now, out));
+        }
         let back_to_nothing = self.state.rollout.goes_back() && self.state.waits_for_config();
         match &self.state.config.apply {
             _ if self.state.workload.is_none() => self.applied(Ok(()), now, actions),
@@ -710,6 +799,7 @@ impl Agent {
         actions.extend(orders.into_iter().map(|order| match order {
             supervision::Order::Start => Action::StartWorkload,
             supervision::Order::Stop => Action::StopWorkload,
+            supervision::Order::Ask(ask) => Action::Ask(ask),
         }));
     }
 

@@ -323,7 +323,8 @@ impl Store {
     }
 
     /// The generation that the link points at.
-    fn running(&self) -> Option<u64> {
+    #[must_use]
+    pub fn running(&self) -> Option<u64> {
         let target = fs::read_link(self.config_dir()).ok()?;
         target.file_name()?.to_str()?.parse().ok()
     }
