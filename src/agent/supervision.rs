@@ -145,8 +145,8 @@ impl Supervision {
 
     /// It should not run.
     pub fn stop(&mut self, out: &mut Vec<Order>) {
-        if self.is_external() {
-            return; // it outlives us
+        if let Some(external) = &mut self.external {
+            return external.forget(); // it outlives us
         }
         match &mut self.state {
             State::Running { .. } | State::Starting => {

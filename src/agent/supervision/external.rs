@@ -264,8 +264,172 @@ impl Supervision {
     }
 }
 
+impl External {
+    /// Waits for nothing more.
+    pub(super) fn forget(&mut self) {
+        self.asked = None;
+    }
+}
+
 impl Asked {
     fn new(ask: Option<Ask>) -> Self {
         Self { ask, before: None, until: None, since: Mono::default(), next: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const A: Process = Process { pid: 7, start: 100 };
+    const B: Process = Process { pid: 8, start: 200 };
+    /// The number of the first, given out again.
+    const C: Process = Process { pid: 7, start: 300 };
+
+    fn at(seconds: u64) -> Now {
+        Now { mono: Mono(Duration::from_secs(seconds)), wall: Wall(Duration::from_secs(seconds)) }
+    }
+
+    /// The one that runs, with the orders it was given.
+    struct World(Supervision, Vec<Order>);
+
+    impl World {
+        fn new(restarts: bool) -> Self {
+            let mut world = Self(Supervision::external(restarts, PATIENCE), Vec::new());
+            assert_eq!(world.seen(A, 10), News::default());
+            world
+        }
+
+        fn seen(&mut self, process: Process, seconds: u64) -> News {
+            self.0.seen(process, Duration::ZERO, at(seconds), &mut self.1)
+        }
+
+        fn told(&mut self, before: Option<Process>, seconds: u64) -> News {
+            self.0.told(before, Ok(()), at(seconds), &mut self.1)
+        }
+
+        fn overdue(&mut self, seconds: u64) -> News {
+            self.0.overdue(at(seconds), &mut self.1)
+        }
+
+        fn asked(&mut self) -> Vec<Order> {
+            core::mem::take(&mut self.1)
+        }
+    }
+
+    fn done() -> News {
+        News { crash: None, answer: Some(Ok(())) }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_a_crash_and_what_was_asked_for_is_not() {
+        let mut world = World::new(true);
+        let crash = world.seen(B, 11).crash.unwrap_or_default();
+        assert!(crash.contains('7') && crash.contains('8'), "{crash}");
+        let crash = world.0.gone("no such process".to_owned()).crash.unwrap_or_default();
+        assert!(crash.contains("process 8: no such process"), "{crash}");
+        assert_eq!(world.0.gone("still none".to_owned()), News::default(), "told once");
+        assert_eq!(world.0.last_error(), Some("still none"));
+        assert_eq!(world.seen(C, 12), News::default());
+        assert_eq!((world.0.last_error(), world.0.restarts()), (None, 2));
+
+        world.0.restart(&mut world.1);
+        assert_eq!(world.0.gone("asked to".to_owned()), News::default());
+        assert_eq!(world.seen(B, 13), News::default(), "the command is not over");
+        assert_eq!(world.told(Some(C), 14), done());
+        assert_eq!((world.asked(), world.0.restarts()), (vec![Order::Ask(Ask::Restart)], 2));
+        assert!(world.0.is_running());
+    }
+
+    #[test]
+    fn a_restart_is_done_when_another_process_runs_and_not_before() {
+        let mut world = World::new(true);
+        world.0.restart(&mut world.1);
+        assert_eq!(world.told(Some(A), 20), News::default());
+        assert!(!world.0.is_running());
+        assert_eq!(world.0.gone("ended".to_owned()), News::default());
+        assert_eq!(world.overdue(79), News::default());
+        assert_eq!(world.seen(C, 79), done(), "the same number, another process");
+        assert_eq!(world.0.deadline(), None);
+
+        world.0.restart(&mut world.1);
+        assert_eq!(world.told(Some(C), 100), News::default());
+        assert_eq!(world.0.deadline(), Some(at(160).mono));
+        let answer = world.overdue(160).answer;
+        assert!(answer.is_some_and(|done| done.is_err_and(|why| why.contains("still is 7"))));
+        assert!(world.0.is_running(), "as before");
+        assert_eq!(world.0.deadline(), None);
+    }
+
+    #[test]
+    fn one_thing_is_asked_at_a_time_and_answered_once() {
+        let mut world = World::new(true);
+        world.0.restart(&mut world.1);
+        world.0.apply(&Apply::Reload, at(20), &mut world.1);
+        world.0.restart(&mut world.1);
+        world.0.apply(&Apply::Reload, at(20), &mut world.1);
+        assert_eq!(world.asked(), [Order::Ask(Ask::Restart)]);
+        let failed = world.0.told(Some(A), Err("no".to_owned()), at(21), &mut world.1);
+        assert_eq!(failed, News::default(), "the second try answers for both");
+        assert_eq!(world.asked(), [Order::Ask(Ask::Restart)]);
+        world.seen(B, 22);
+        assert_eq!(world.told(Some(A), 22), done());
+        assert_eq!(world.told(Some(A), 23), News::default(), "twice");
+        assert_eq!(world.asked(), []);
+    }
+
+    #[test]
+    fn a_reload_leaves_it_running_and_may_bring_another_process() {
+        let mut world = World::new(false);
+        world.0.apply(&Apply::Reload, at(20), &mut world.1);
+        assert_eq!(world.asked(), [Order::Ask(Ask::Reload)]);
+        assert!(world.0.is_running());
+        assert_eq!(world.told(Some(A), 20), done());
+        let command = Apply::Command(vec!["x".to_owned()]);
+        world.0.apply(&command, at(30), &mut world.1);
+        assert_eq!(world.asked(), [Order::Ask(Ask::Apply)]);
+        assert_eq!(world.0.gone("ended".to_owned()), News::default());
+        assert_eq!(world.told(Some(A), 31), News::default());
+        assert_eq!(world.seen(B, 32), done());
+        assert!(world.seen(C, 33).crash.is_some(), "after it, as ever");
+    }
+
+    #[test]
+    fn one_that_is_down_and_cannot_be_started_is_waited_for() {
+        let mut world = World::new(false);
+        world.0.gone("ended".to_owned());
+        world.0.apply(&Apply::Reload, at(20), &mut world.1);
+        assert_eq!(world.asked(), []);
+        assert_eq!(world.seen(B, 25), done());
+        world.0.gone("ended".to_owned());
+        world.0.apply(&Apply::Reload, at(30), &mut world.1);
+        let answer = world.overdue(90).answer;
+        assert!(answer.is_some_and(|done| done.is_err_and(|why| why.contains("ended"))));
+        // It was there before what it is to read.
+        world.0.apply(&Apply::Reload, at(100), &mut world.1);
+        let old = Duration::from_secs(2);
+        let news = world.0.seen(C, old, at(101), &mut world.1);
+        assert_eq!((news, world.asked()), (News::default(), vec![Order::Ask(Ask::Reload)]));
+        assert_eq!(world.told(Some(C), 102), done());
+    }
+
+    #[test]
+    fn it_is_never_started_or_ended() {
+        let mut world = World::new(false);
+        world.0.stop(&mut world.1);
+        assert!(world.0.is_running() && world.0.is_down(), "nothing of ours");
+        world.0.restart(&mut world.1);
+        world.0.gone("ended".to_owned());
+        world.0.ensure(&mut world.1);
+        world.0.tick(at(1000), &mut world.1);
+        assert_eq!(world.asked(), []);
+        // What was under way does not hold up the end.
+        let mut world = World::new(true);
+        world.0.restart(&mut world.1);
+        world.told(Some(A), 20);
+        world.0.stop(&mut world.1);
+        assert_eq!(world.0.deadline(), None);
+        assert_eq!(world.seen(B, 21).answer, None);
     }
 }
