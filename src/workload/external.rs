@@ -354,8 +354,13 @@ mod tests {
         assert!(find(Some("4194305")).unwrap_err().contains("stale"), "above every pid_max");
         let own = std::process::id().to_string();
         assert!(find(Some(&own)).unwrap_err().contains("Chiton itself"));
-        let why = Finder::new(ExternalBy::PidFile(dir.path().into())).find().unwrap_err();
-        assert!(why.contains("not a file"), "{why}");
+        let fifo = dir.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        for path in [dir.path(), &fifo] {
+            let why = Finder::new(ExternalBy::PidFile(path.into())).find().unwrap_err();
+            assert!(why.contains("not a file"), "{why}");
+        }
     }
 
     #[test]
