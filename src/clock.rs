@@ -59,6 +59,12 @@ pub fn now() -> Now {
     Now { mono: Mono(read(ClockId::Monotonic)), wall: Wall(read(ClockId::Realtime)) }
 }
 
+/// Time since the kernel started, sleep included: what `/proc` counts a process's start by.
+#[must_use]
+pub fn since_boot() -> Duration {
+    read(ClockId::Boottime)
+}
+
 fn read(clock: ClockId) -> Duration {
     let time = clock_gettime(clock);
     // A clock before 1970 is as wrong as one at 1970.

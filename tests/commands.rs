@@ -38,7 +38,7 @@ fn help_names_every_command_on_stdout() {
         let output = chiton(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         let text = String::from_utf8(output.stdout).unwrap();
-        for command in ["run", "check", "status", "version"] {
+        for command in ["run", "recover", "check", "status", "version"] {
             assert!(text.lines().any(|line| line.trim_start().starts_with(command)), "{command}");
         }
     }

@@ -8,6 +8,7 @@ use crate::settings::Settings;
 #[must_use]
 pub fn usable(settings: &Settings) -> u64 {
     let wanted = settings.capabilities;
+    let restarts = settings.workload.as_ref().is_some_and(crate::settings::Workload::restarts);
     [
         (true, Bit::ReportsStatus),
         (wanted.accepts_remote_config, Bit::AcceptsRemoteConfig),
@@ -15,7 +16,7 @@ pub fn usable(settings: &Settings) -> u64 {
         (wanted.reports_effective_config, Bit::ReportsEffectiveConfig),
         (wanted.reports_health, Bit::ReportsHealth),
         (wanted.reports_heartbeat, Bit::ReportsHeartbeat),
-        (wanted.accepts_restart_command && settings.workload.is_some(), Bit::AcceptsRestartCommand),
+        (wanted.accepts_restart_command && restarts, Bit::AcceptsRestartCommand),
     ]
     .into_iter()
     .filter(|(usable, _)| *usable)

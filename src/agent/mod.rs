@@ -32,10 +32,10 @@ use self::health::{CheckResult, Health};
 use self::report::Facets;
 use self::rollout::{Digest, Generation, Memory, Rollout, Staged};
 use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, Verdict, Wire};
-use self::supervision::{End, State, Supervision};
+use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{Mono, Now};
-use crate::settings::{Apply, Backoff, Owner, Scheme, Settings};
+use crate::settings::{Apply, Owner, Scheme, Settings};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -94,6 +94,22 @@ pub enum Event {
     WorkloadNotStarted(String),
     /// The workload's process is gone; says how, with its last words.
     WorkloadExited(String),
+    /// The main process of an external workload is this one.
+    WorkloadSeen {
+        /// Which.
+        process: Process,
+        /// How old it is.
+        age: Duration,
+    },
+    /// An external workload has no main process; says how one knows.
+    WorkloadGone(String),
+    /// Answers [`Action::Ask`].
+    WorkloadTold {
+        /// The main process just before.
+        before: Option<Process>,
+        /// Whether it could be asked.
+        result: Result<(), String>,
+    },
     /// Answers [`Action::Check`].
     Checked {
         /// The round it belongs to.
@@ -153,6 +169,8 @@ pub enum Action {
     Reload,
     /// The command of `apply`. → [`Event::Reloaded`]
     RunApply,
+    /// Ask an external workload, or the init system that owns it. → [`Event::WorkloadTold`]
+    Ask(Ask),
     /// Run all checks once. → [`Event::Checked`]
     Check {
         /// To be given back.
@@ -172,7 +190,8 @@ pub struct Config {
     /// The first check after a start comes no later than this.
     first_check: Duration,
     apply: Apply,
-    workload: Option<Backoff>,
+    /// As it is before anything has happened.
+    workload: Option<Supervision>,
     /// The command names `{config_file}` or `{config_dir}`: without a configuration it is not started.
     needs_config: bool,
     /// There is something to check beside the process being alive.
@@ -230,7 +249,12 @@ impl Config {
             rollout: rollout::Rules::new(remote),
             first_check: settings.health.check_interval.min(remote.rollback.interval),
             apply: remote.apply.clone(),
-            workload: settings.workload.as_ref().map(|workload| workload.restart),
+            workload: settings.workload.as_ref().map(|workload| match &workload.owner {
+                Owner::Chiton { .. } => Supervision::new(workload.restart),
+                Owner::External(_) => {
+                    Supervision::external(workload.restarts(), remote.rollback.window)
+                }
+            }),
             needs_config,
             has_checks: settings.health.checks.iter().any(|check| check.kind.is_in_force()),
             check_interval: settings.health.check_interval,
@@ -308,6 +332,8 @@ struct Managed {
     rollout: Rollout,
     workload: Option<Supervision>,
     health: Health,
+    /// An interrupted change was undone on the disk, and a workload that lived on has not been told.
+    stale: bool,
 }
 
 impl Reportable for Managed {
@@ -336,7 +362,8 @@ impl Managed {
     /// Whether what is committed runs as well as it can.
     fn committed_runs(&self) -> bool {
         self.workload.as_ref().is_none_or(|workload| {
-            matches!(workload.state(), State::Running { .. } | State::Waiting { .. })
+            let settled = matches!(workload.state(), State::Running { .. } | State::Waiting { .. });
+            settled && !workload.is_asked() && !self.stale
         }) || self.waits_for_config()
     }
 }
@@ -375,8 +402,9 @@ impl Agent {
             seed,
             state: Managed {
                 rollout: Rollout::new(config.rollout, memory, now),
-                workload: config.workload.map(Supervision::new),
+                workload: config.workload.clone(),
                 health: Health::new(config.has_checks, now),
+                stale: false,
                 config,
             },
             health: ComponentHealth::default(),
@@ -396,6 +424,22 @@ impl Agent {
             self.ensure_workload(actions);
         }
         self.settle(now, actions);
+    }
+
+    /// Says before [`Agent::boot`] that an interrupted change was undone: [`Agent::went_back`] follows.
+    pub const fn undone(&mut self) {
+        self.state.stale = true;
+    }
+
+    /// The disk went back to the committed generation: an external workload that runs has read what was undone.
+    pub fn went_back(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.state.stale = false;
+        let workload = self.state.workload.as_ref();
+        if workload.is_some_and(|workload| workload.is_external() && workload.is_running()) {
+            let text = "an interrupted change was undone: the workload is told to read the committed configuration";
+            actions.push(Action::Log(Tone::Info, text.to_owned()));
+            self.apply(now, actions);
+        }
     }
 
     /// Opens the session: the uid is known and the credentials can be read.
@@ -454,13 +498,7 @@ impl Agent {
                 if let Some(workload) = &mut self.state.workload {
                     workload.started(pid, now);
                 }
-                self.state.health.clear();
-                // Soon, so that a restart does not look ill for a whole interval; then at leisure.
-                self.next_check = Some(now.mono.after(self.state.config.first_check));
-                // A round that is under way was about the process before.
-                self.check_round = self.check_round.wrapping_add(1);
-                self.checking = false;
-                self.state.rollout.unchecked(now);
+                self.began(now);
                 self.applied(Ok(()), now, actions);
             }
             Event::WorkloadNotStarted(error) => {
@@ -471,6 +509,19 @@ impl Agent {
                 self.applied(Err(error), now, actions);
             }
             Event::WorkloadExited(text) => self.workload_exited(&text, now, actions),
+            Event::WorkloadSeen { process, age } => {
+                self.on_external(now, actions, |workload, out| {
+                    workload.seen(process, age, now, out)
+                });
+            }
+            Event::WorkloadGone(why) => {
+                self.on_external(now, actions, |workload, _| workload.gone(why));
+            }
+            Event::WorkloadTold { before, result } => {
+                self.on_external(now, actions, |workload, out| {
+                    workload.told(before, result, now, out)
+                });
+            }
             Event::Checked { round, results } => self.checked(round, results, now, actions),
             Event::Shutdown => self.shut_down(now, actions),
         }
@@ -504,10 +555,7 @@ impl Agent {
                 .goes_back()
                 .unwrap_or_else(|| self.state.rollout.memory())
                 .committed,
-            pid: workload.and_then(|workload| match workload.state() {
-                State::Running { pid, .. } => Some(*pid),
-                _ => None,
-            }),
+            pid: self.pid(),
             restarts: workload.map_or(0, Supervision::restarts),
         }
     }
@@ -594,6 +642,54 @@ impl Agent {
         }
     }
 
+    /// Another process than before is the workload.
+    fn began(&mut self, now: Now) {
+        self.state.health.clear();
+        // Soon, so that a restart does not look ill for a whole interval; then at leisure.
+        self.next_check = Some(now.mono.after(self.state.config.first_check));
+        // A round that is under way was about the process before.
+        self.check_round = self.check_round.wrapping_add(1);
+        self.checking = false;
+        self.state.rollout.unchecked(now);
+    }
+
+    /// What is seen of an external workload, and what it answers.
+    fn on_external(
+        &mut self,
+        now: Now,
+        actions: &mut Vec<Action>,
+        act: impl FnOnce(&mut Supervision, &mut Vec<supervision::Order>) -> News,
+    ) {
+        let state = |agent: &Self| agent.state.workload.as_ref().map(|it| it.state().clone());
+        let before = state(self);
+        let mut news = News::default();
+        self.on_workload(actions, |workload, out| news = act(workload, out));
+        if state(self) != before {
+            self.began(now);
+        }
+        if let Some(text) = news.crash {
+            actions.push(Action::Log(Tone::Warning, format!("the workload {text}")));
+            self.on_rollout(now, actions, |rollout, out| {
+                rollout.crashed(&text, now, out);
+                false
+            });
+        }
+        if let Some(result) = news.answer {
+            if let Err(error) = &result {
+                actions.push(Action::Log(Tone::Warning, error.clone()));
+            }
+            self.applied(result, now, actions);
+        }
+    }
+
+    /// The process that runs.
+    fn pid(&self) -> Option<u32> {
+        match self.state.workload.as_ref()?.state() {
+            State::Running { pid, .. } => Some(*pid),
+            _ => None,
+        }
+    }
+
     fn checked(
         &mut self,
         round: u64,
@@ -642,6 +738,7 @@ impl Agent {
         self.on_session(actions, |session, out| session.tick(now, out));
         if !self.shutting_down {
             self.on_workload(actions, |workload, out| workload.tick(now, out));
+            self.on_external(now, actions, |workload, out| workload.overdue(now, out));
             self.on_rollout(now, actions, |rollout, out| rollout.tick(now, out));
             if self.state.committed_runs() {
                 self.on_rollout(now, actions, |rollout, out| {
@@ -698,6 +795,12 @@ impl Agent {
         let failing = self.state.health.failing().filter(|_| running);
         let sick = failing.map(|check| check.name.clone()).collect();
         self.state.rollout.sick(sick);
+        if let Some(workload) = &mut self.state.workload
+            && workload.is_external()
+        {
+            let apply = self.state.config.apply.clone();
+            return self.on_workload(actions, |workload, out| workload.apply(&apply, now, out));
+        }
         let back_to = self.state.rollout.goes_back();
         let back_to_nothing = self.state.config.needs_config
             && back_to.is_some_and(|memory| memory.committed.is_none());
@@ -748,6 +851,7 @@ impl Agent {
         actions.extend(orders.into_iter().map(|order| match order {
             supervision::Order::Start => Action::StartWorkload,
             supervision::Order::Stop => Action::StopWorkload,
+            supervision::Order::Ask(ask) => Action::Ask(ask),
         }));
     }
 

@@ -1,10 +1,15 @@
 //! When the workload is started, stopped and started again.
 
+mod external;
+
 use core::time::Duration;
 
+use self::external::External;
 use super::backoff;
 use crate::clock::{Mono, Now};
 use crate::settings::Backoff;
+
+pub use self::external::{Ask, News, Process};
 
 /// What is to be done to the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +18,8 @@ pub enum Order {
     Start,
     /// SIGTERM, then SIGKILL; the answer is [`Supervision::exited`].
     Stop,
+    /// Ask the init system, or the process that it owns; the answer is [`Supervision::told`].
+    Ask(Ask),
 }
 
 /// The state of the process.
@@ -60,13 +67,22 @@ pub struct Supervision {
     /// All restarts after a crash since Chiton started.
     restarts: u64,
     last_error: Option<String>,
+    /// Where the init system owns the process; the rest follows from it then.
+    external: Option<External>,
 }
 
 impl Supervision {
     /// A workload that is not to run yet.
     #[must_use]
     pub const fn new(restart: Backoff) -> Self {
-        Self { restart, state: State::Stopped, crashes: 0, restarts: 0, last_error: None }
+        Self {
+            restart,
+            state: State::Stopped,
+            crashes: 0,
+            restarts: 0,
+            last_error: None,
+            external: None,
+        }
     }
 
     /// How it is.
@@ -81,10 +97,16 @@ impl Supervision {
         matches!(self.state, State::Running { .. })
     }
 
-    /// Whether no process exists.
+    /// Whether no process of ours exists.
     #[must_use]
     pub const fn is_down(&self) -> bool {
-        matches!(self.state, State::Stopped | State::Waiting { .. })
+        self.is_external() || matches!(self.state, State::Stopped | State::Waiting { .. })
+    }
+
+    /// Whether the init system has been asked for something and has not answered yet.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.asked_until().is_some()
     }
 
     /// Why it last died or did not start; [`None`] while nothing is wrong.
@@ -101,6 +123,9 @@ impl Supervision {
 
     /// It should run: starts it unless it does.
     pub fn ensure(&mut self, out: &mut Vec<Order>) {
+        if self.is_external() {
+            return; // the init system sees to it
+        }
         match &mut self.state {
             State::Stopped | State::Waiting { .. } => self.start(out),
             State::Stopping { again } => *again = true,
@@ -110,6 +135,9 @@ impl Supervision {
 
     /// It should run afresh: with a new configuration, or because the server says so.
     pub fn restart(&mut self, out: &mut Vec<Order>) {
+        if self.is_external() {
+            return self.ask_restart(out);
+        }
         self.crashes = 0;
         match &mut self.state {
             State::Running { .. } | State::Starting => {
@@ -123,6 +151,9 @@ impl Supervision {
 
     /// It should not run.
     pub fn stop(&mut self, out: &mut Vec<Order>) {
+        if let Some(external) = &mut self.external {
+            return external.forget(); // it outlives us
+        }
         match &mut self.state {
             State::Running { .. } | State::Starting => {
                 self.state = State::Stopping { again: false };
@@ -183,10 +214,10 @@ impl Supervision {
 
     /// When [`Supervision::tick`] has something to do.
     #[must_use]
-    pub const fn deadline(&self) -> Option<Mono> {
+    pub fn deadline(&self) -> Option<Mono> {
         match self.state {
             State::Waiting { until } => Some(until),
-            _ => None,
+            _ => self.asked_until(),
         }
     }
 
@@ -203,7 +234,10 @@ impl Supervision {
     /// How long until the next start.
     #[must_use]
     pub fn waits(&self, now: Now) -> Option<Duration> {
-        self.deadline().map(|until| until.since(now.mono))
+        match self.state {
+            State::Waiting { until } => Some(until.since(now.mono)),
+            _ => None,
+        }
     }
 
     fn start(&mut self, out: &mut Vec<Order>) {

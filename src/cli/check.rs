@@ -13,8 +13,8 @@ use rustix::fs::{Access, StatVfsMountFlags, access, statfs, statvfs};
 
 use super::{BAD_SETTINGS, OK};
 use crate::settings::{
-    self, Apply, CheckKind, DegradeAction, Environment, Key, Loaded, Owner, Problem, Process,
-    Settings, Tls,
+    self, Apply, CheckKind, DegradeAction, Environment, ExternalBy, Key, Loaded, Owner, Problem,
+    Process, Settings, Tls,
 };
 use crate::transport::tls::{MAX_PEM, certificates};
 use crate::workload::identity::Identity;
@@ -223,6 +223,13 @@ impl<'l> Surroundings<'l> {
                 commands.push((Key::of("opamp.workload.command"), command));
             }
             Some(Owner::External(external)) => {
+                if matches!(external.by, ExternalBy::Unit(_))
+                    && external.restart.is_empty()
+                    && let Err(error) = executable("systemctl")
+                {
+                    let text = format!("{error}, or a restart command beside the unit");
+                    self.problem("opamp.workload.external.unit", text);
+                }
                 commands.push((Key::of("opamp.workload.external.reload"), &external.reload));
                 commands.push((Key::of("opamp.workload.external.restart"), &external.restart));
             }

@@ -1,6 +1,7 @@
 //! The command line: what PRODUCT.md §2 promises.
 
 mod check;
+mod recover;
 mod run;
 mod status;
 mod version;
@@ -32,6 +33,8 @@ Usage: chiton COMMAND [OPTIONS]
 
 Commands:
   run      run the agent: keep the connection, manage the workload
+  recover  undo an interrupted change on the disk, as run does at its start;
+           for a oneshot before a workload that the init system starts
   check    validate the settings and what they point to; print what is in force
   status   ask the running agent how it is
   version  print version, target and protocol version
@@ -50,6 +53,7 @@ To begin: write the settings, try them with `chiton check --config FILE`, then
 
 enum Command {
     Run(PathBuf),
+    Recover(PathBuf),
     Check(PathBuf),
     Status { config: Option<PathBuf>, json: bool },
     Version { json: bool },
@@ -61,6 +65,7 @@ enum Command {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match parse(arguments) {
         Ok(Command::Run(config)) => run::run(&config),
+        Ok(Command::Recover(config)) => recover::run(&config),
         Ok(Command::Check(config)) => check::run(&config),
         Ok(Command::Status { config, json }) => status::run(config.as_deref(), json),
         Ok(Command::Version { json }) => version::run(json),
@@ -90,6 +95,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, lexop
     let file = || config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG));
     let parsed = match command.as_deref() {
         Some("run") => Command::Run(file()),
+        Some("recover") => Command::Recover(file()),
         Some("check") => Command::Check(file()),
         Some("status") => Command::Status { config: config.clone(), json },
         Some("version") => Command::Version { json },

@@ -4,6 +4,7 @@
 //! threads that end when they have nothing to do.
 
 mod disk;
+mod external;
 mod link;
 mod socket;
 
@@ -22,6 +23,7 @@ use smol::channel::{Receiver, Sender, bounded};
 
 use crate::agent::identity::{self, Choice, Kept};
 use crate::agent::session::Tone;
+use crate::agent::supervision::Process;
 use crate::agent::uid::Uid;
 use crate::agent::{Action, Agent, Config, Event};
 use crate::clock::{self, Mono, Now};
@@ -33,10 +35,11 @@ use crate::status::{self, Surroundings};
 use crate::store::Store;
 use crate::transport::tls::Factory;
 use crate::workload::check;
-use crate::workload::command;
+use crate::workload::command::{self, CommandOutcome};
 use crate::workload::identity::Identity;
 use crate::workload::placeholders::{self, Places};
 use crate::workload::spawn::{Child, Spec};
+use external::External;
 use link::{Link, Links, Task};
 
 /// Inputs that may wait for the core; whoever has one more waits himself.
@@ -64,6 +67,10 @@ enum Input {
     Log(Tone, String),
     Status(UnixStream),
     Signal(u8),
+    /// The external workload may have changed.
+    Look,
+    /// The external workload was asked; its main process before, and the outcome.
+    Told(Option<Process>, Result<(), String>),
     /// Random numbers are there at last: a uid can be made.
     Entropy,
 }
@@ -117,6 +124,9 @@ struct Runtime<'a> {
     links: Rc<Links>,
     link: Option<Link>,
     child: Option<Rc<Child>>,
+    external: Option<External>,
+    /// An interrupted change was undone on the disk.
+    went_back: bool,
     identity: Option<Identity>,
     /// Environment variables whose values are secrets of ours.
     withhold: Vec<String>,
@@ -169,6 +179,8 @@ impl<'a> Runtime<'a> {
         let disk = executor.spawn(disk::work(Arc::clone(&store), todo, Rc::clone(&inbox)));
         Ok(Self {
             agent: Agent::new(config, recovered.memory, seed(now), now),
+            external: External::new(&settings),
+            went_back: recovered.went_back,
             settings,
             log,
             executor,
@@ -196,8 +208,21 @@ impl<'a> Runtime<'a> {
     fn begin(&mut self) {
         let now = now();
         let mut actions = Vec::new();
+        if self.went_back {
+            self.agent.undone();
+        }
         self.agent.boot(now, &mut actions);
         self.carry_out(actions);
+        if self.external.is_some() {
+            self.look();
+            self.handle(Event::Tick);
+        }
+        if self.went_back {
+            let mut actions = Vec::new();
+            self.agent.went_back(now, &mut actions);
+            self.carry_out(actions);
+            self.handle(Event::Tick);
+        }
         match socket::bind(&self.settings.status_socket) {
             Ok(listener) => {
                 self.executor.spawn(socket::accept(listener, Rc::clone(&self.inbox))).detach();
@@ -226,6 +251,14 @@ impl<'a> Runtime<'a> {
                 Some(Input::Status(stream)) => self.show(stream),
                 Some(Input::Signal(signal)) => self.signal(signal),
                 Some(Input::Entropy) => self.identify(),
+                Some(Input::Look) => {
+                    self.look();
+                    self.handle(Event::Tick);
+                }
+                Some(Input::Told(before, result)) => {
+                    self.told(before, result);
+                    self.handle(Event::Tick);
+                }
             }
             if self.give_up_at.is_some_and(|at| at <= now().mono) {
                 self.say(Tone::Warning, "the orderly end took too long: ending now");
@@ -286,6 +319,7 @@ impl<'a> Runtime<'a> {
                 Action::StopWorkload => self.stop_workload(),
                 Action::Reload => self.reload(),
                 Action::RunApply => self.run_apply(),
+                Action::Ask(ask) => self.ask(ask),
                 Action::Check { round } => self.check(round),
                 Action::Log(tone, text) => self.say(tone, &text),
                 Action::Exit => self.over = true,
@@ -327,12 +361,7 @@ impl<'a> Runtime<'a> {
         let inbox = Rc::clone(&self.inbox);
         let running = async move {
             let result = match spec {
-                Ok(spec) => {
-                    let program = spec.argv.first().map(|word| word.to_string_lossy().into_owned());
-                    let outcome = command::run(&spec, COMMAND_TIMEOUT).await;
-                    let text = format!("{} {outcome}", program.unwrap_or_default());
-                    if outcome.success() { Ok(()) } else { Err(text) }
-                }
+                Ok(spec) => outcome(&spec, &command::run(&spec, COMMAND_TIMEOUT).await),
                 Err(error) => Err(error),
             };
             inbox.put(event(result)).await;
@@ -342,11 +371,7 @@ impl<'a> Runtime<'a> {
 
     fn start_workload(&mut self) {
         let Some(workload) = &self.settings.workload else { return };
-        let Owner::Chiton { command } = &workload.owner else {
-            self.aftermath
-                .push_back(Event::WorkloadNotStarted("external workloads come later".to_owned()));
-            return;
-        };
+        let Owner::Chiton { command } = &workload.owner else { return };
         let child = self
             .running_spec(command)
             .and_then(|spec| Child::spawn(&spec).map_err(|error| error.to_string()));
@@ -396,6 +421,8 @@ impl<'a> Runtime<'a> {
     }
 
     fn check(&mut self, round: u64) {
+        // Being alive is part of every round.
+        self.look();
         let settings = Rc::clone(&self.settings);
         let inbox = Rc::clone(&self.inbox);
         if settings.health.checks.is_empty() {
@@ -561,6 +588,15 @@ fn seed(now: Now) -> u64 {
     let mut bytes = [0; 8];
     let _ = getrandom(&mut bytes, GetRandomFlags::NONBLOCK);
     u64::from_ne_bytes(bytes) ^ now.wall.unix_nanos() ^ u64::from(std::process::id())
+}
+
+/// What a command came to, with its name.
+fn outcome(spec: &Spec, outcome: &CommandOutcome) -> Result<(), String> {
+    if outcome.success() {
+        return Ok(());
+    }
+    let program = spec.argv.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+    Err(format!("{program} {outcome}"))
 }
 
 /// A text with what a program said last.

@@ -165,7 +165,7 @@ pub struct Proxy {
 }
 
 /// An exponential back-off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backoff {
     /// The first upper bound.
     pub initial: Duration,
@@ -355,6 +355,17 @@ pub enum DegradeAction {
     Use(PathBuf),
 }
 
+impl Workload {
+    /// Whether it can be restarted when the server says so.
+    #[must_use]
+    pub fn restarts(&self) -> bool {
+        match &self.owner {
+            Owner::Chiton { .. } => true,
+            Owner::External(external) => external.restarts(),
+        }
+    }
+}
+
 /// Who starts and stops the workload.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Owner {
@@ -376,6 +387,14 @@ pub struct External {
     pub reload: Vec<String>,
     /// Command that restarts it.
     pub restart: Vec<String>,
+}
+
+impl External {
+    /// Whether there is a way to restart it.
+    #[must_use]
+    pub fn restarts(&self) -> bool {
+        matches!(self.by, ExternalBy::Unit(_)) || !self.restart.is_empty()
+    }
 }
 
 /// How an external workload is found.

@@ -1,6 +1,6 @@
 //! What is allowed but worth a word: risks taken, and keys that are not in force yet.
 
-use super::model::{Scheme, Settings, SignatureForm};
+use super::model::{Owner, Scheme, Settings, SignatureForm};
 use super::problem::Key;
 
 /// Keys that are read and checked, but not yet acted upon: shrinks to nothing.
@@ -14,7 +14,6 @@ const NOT_YET: &[&str] = &[
     "opamp.health.metrics",
     "opamp.health.metrics_interval",
     "opamp.health.scrape",
-    "opamp.workload.external",
     "opamp.workload.degrade",
     "opamp.workload.ambient_capabilities",
     "opamp.workload.oom_score_adj",
@@ -80,10 +79,11 @@ fn is_off(settings: &Settings, key: &str) -> bool {
 
 fn risks(settings: &Settings) -> Vec<(&'static str, &'static str)> {
     let server = &settings.server;
-    let user = settings.workload.as_ref().and_then(|workload| workload.user.as_ref());
+    let workload = settings.workload.as_ref();
+    let external = workload.is_some_and(|own| matches!(own.owner, Owner::External(_)));
     let unsigned = settings.capabilities.accepts_remote_config
         && !settings.remote_config.require_signature
-        && user.is_none();
+        && workload.is_none_or(|workload| workload.user.is_none());
     let local = server.endpoint.host == "localhost"
         || server
             .endpoint
@@ -104,7 +104,13 @@ fn risks(settings: &Settings) -> Vec<(&'static str, &'static str)> {
             "go over the network in clear text: the endpoint's scheme has no TLS",
         ),
         (
-            unsigned,
+            unsigned && external,
+            "opamp.capabilities.accepts_remote_config",
+            "a server can run code through a config with exec inputs; set opamp.remote_config.require_signature, or \
+             have the init system run the workload as a user of its own",
+        ),
+        (
+            unsigned && !external,
             "opamp.capabilities.accepts_remote_config",
             "a server can run code through a config with exec inputs; set opamp.remote_config.require_signature, or \
              confine the workload with opamp.workload.user",
@@ -127,9 +133,15 @@ fn risks(settings: &Settings) -> Vec<(&'static str, &'static str)> {
             "is not offered to the server: opamp.packages.trusted_keys is empty",
         ),
         (
-            settings.capabilities.accepts_restart_command && settings.workload.is_none(),
+            settings.capabilities.accepts_restart_command && workload.is_none(),
             "opamp.capabilities.accepts_restart_command",
             "is not offered to the server: there is no opamp.workload",
+        ),
+        (
+            settings.capabilities.accepts_restart_command
+                && workload.is_some_and(|workload| !workload.restarts()),
+            "opamp.capabilities.accepts_restart_command",
+            "is not offered to the server: opamp.workload.external has no restart command",
         ),
     ]
     .into_iter()

@@ -284,7 +284,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("workload.external", "[]", "{unit: a, cgroup: /x}"),
     ("workload.external.unit", "[]", "\"a b\""),
     ("workload.external.pid_file", "[]", "run.pid"),
-    ("workload.external.cgroup", "[]", "otelcol"),
+    ("workload.external.cgroup", "[]", "../otelcol"),
     ("workload.external.reload", "text", "[\"\"]"),
     ("workload.external.restart", "text", "[\"{x}\"]"),
     ("local_config_path", "[]", "config.yaml"),
@@ -573,6 +573,14 @@ fn keys_that_do_not_go_together_are_refused() {
         ),
         ("  workload: {external: {unit: a}, user: otel}\n", "opamp.workload.user: has no meaning"),
         (
+            "  workload: {external: {pid_file: /a}}\n  capabilities: {accepts_remote_config: true}\n",
+            "opamp.workload.external: has no restart command",
+        ),
+        (
+            "  workload: {external: {cgroup: a}}\n  local_config_path: /a\n",
+            "opamp.workload.external: has no restart command",
+        ),
+        (
             "  packages: {trusted_keys: [/a], threshold: 2}\n",
             "opamp.packages.threshold: 2 cannot be reached",
         ),
@@ -595,6 +603,30 @@ fn keys_that_do_not_go_together_are_refused() {
             .contains("above max_version")
     );
     assert!(refused(&tls("insecure: true"))[0].contains("ws:// or http://"));
+}
+
+#[test]
+fn an_external_workload_without_a_restart_is_good_where_none_is_needed() {
+    let accepts = "  capabilities: {accepts_remote_config: true}\n";
+    for keys in [
+        "  workload: {external: {pid_file: /a}}\n".to_owned(),
+        format!("{accepts}  workload: {{external: {{pid_file: /a, restart: [/b]}}}}\n"),
+        format!("{accepts}  workload: {{external: {{unit: a}}}}\n"),
+        format!(
+            "{accepts}  workload: {{external: {{pid_file: /a}}}}\n  remote_config: {{apply: reload}}\n"
+        ),
+        format!(
+            "{accepts}  workload: {{external: {{cgroup: a}}}}\n  remote_config: {{apply: [/b]}}\n"
+        ),
+    ] {
+        assert!(load_text(&with(&keys)).is_ok(), "{keys}");
+    }
+    let settings =
+        load_text(&with("  workload: {external: {cgroup: a.slice/b}}\n")).unwrap().settings;
+    let found = settings.workload.map(|workload| workload.owner);
+    let by = ExternalBy::Cgroup("/sys/fs/cgroup/a.slice/b".into());
+    let external = External { by, reload: Vec::new(), restart: Vec::new() };
+    assert_eq!(found, Some(Owner::External(external)));
 }
 
 #[test]

@@ -420,7 +420,8 @@ impl Store {
     }
 
     /// The generation that the link points at.
-    fn running(&self) -> Option<u64> {
+    #[must_use]
+    pub fn running(&self) -> Option<u64> {
         self.pointed(CONFIG)
     }
 

@@ -60,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) arguments: Vec<&'static str>,
     /// More keys of `opamp`, a line each.
     pub(crate) opamp: Vec<String>,
+    /// Entries of `opamp.workload.external`, in place of the script.
+    pub(crate) external: Option<String>,
 }
 
 /// Where one agent lives: its settings, state, socket and workload. Outlives the agent's process.
@@ -102,10 +104,14 @@ impl Home {
             yaml.push_str(&format!("  capabilities: {{ {capabilities}: true }}\n"));
         }
         let arguments: String = settings.arguments.iter().map(|a| format!(", \"{a}\"")).collect();
-        yaml.push_str(&format!(
+        let script = format!(
             "  workload:\n    command: [/bin/sh, {dir}/workload.sh{arguments}]\n    stop_timeout: 5s\n    \
              restart: {{ initial: 50ms, max: 100ms }}\n"
-        ));
+        );
+        yaml.push_str(&match &settings.external {
+            Some(external) => format!("  workload: {{ external: {{ {external} }} }}\n"),
+            None => script,
+        });
         for line in &settings.opamp {
             yaml.push_str(&format!("  {line}\n"));
         }
@@ -131,14 +137,20 @@ impl Home {
 
     /// Starts the agent with more in its environment.
     pub(crate) fn start_with(&self, environment: &[(&str, &str)]) -> Agent<'_> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_chiton"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chiton"));
+        command.envs(environment.iter().copied());
+        self.start_by(command)
+    }
+
+    /// Starts the agent by a command that ends where the agent's arguments begin.
+    pub(crate) fn start_by(&self, mut command: Command) -> Agent<'_> {
+        let mut child = command
             .args(["run", "--config"])
             .arg(self.path("chiton.yaml"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .env_remove("JOURNAL_STREAM")
-            .envs(environment.iter().copied())
             .spawn()
             .unwrap();
         let log = Arc::new(Log::default());

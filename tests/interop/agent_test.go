@@ -24,6 +24,8 @@ type settings struct {
 	Heartbeat        string
 	ServiceName      string
 	Command          []string
+	PidFile          string // with Restart: the workload is external
+	Restart          []string
 	Validate         []string
 	HealthURL        string
 	LocalConfig      string // its contents; without any there is no local file
@@ -68,6 +70,10 @@ var settingsFile = template.Must(template.New("chiton.yaml").Funcs(template.Func
     command: {{yaml .Command}}
     stop_timeout: 20s
     restart: { initial: 500ms, max: 2s }
+{{- end}}
+{{- if .PidFile}}
+  workload:
+    external: { pid_file: {{yaml .PidFile}}, restart: {{yaml .Restart}} }
 {{- end}}
 {{- if .LocalConfigPath}}
   local_config_path: {{yaml .LocalConfigPath}}

@@ -826,6 +826,7 @@ impl World {
                     let wait = 5 * self.soon();
                     self.later(wait, Later::Core(Event::Reloaded(result)));
                 }
+                Action::Ask(ask) => assert_eq!(Some(ask), None, "asked of a workload that is ours"),
                 Action::Check { round } => {
                     let wait = 5 * self.soon();
                     self.later(wait, Later::Checks { round });

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use serde_yaml::Value;
 
 use super::environment::Environment;
-use super::model::{Credentials, Level, Log, LogFormat, LogTo, Settings};
+use super::model::{Apply, Credentials, Level, Log, LogFormat, LogTo, Settings};
 use super::problem::Key;
 use super::walker::{Draft, Section, Walker};
 
@@ -95,6 +95,17 @@ fn opamp(opamp: &mut Section<'_, '_, '_>, environment: &dyn Environment) -> Sett
         opamp.report_below(
             &["remote_config", "require_signature"],
             "true refuses every config while opamp.packages.trusted_keys is empty; list a key there",
+        );
+    }
+    let takes_configs = capabilities.accepts_remote_config || local_config_path.is_some();
+    if takes_configs
+        && remote_config.apply == Apply::Restart
+        && workload.as_ref().is_some_and(|workload| !workload.restarts())
+    {
+        opamp.report_below(
+            &["workload", "external"],
+            "has no restart command, and nothing but a unit can be restarted without one; allowed is \
+             restart: [program, arguments], or remote_config.apply: reload (SIGHUP) or a command",
         );
     }
     Settings {

@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::super::model::{
     Degrade, DegradeAction, DegradeWhen, External, ExternalBy, Owner, Workload,
@@ -91,7 +92,7 @@ fn external(section: &mut Section<'_, '_, '_>) -> Option<External> {
     let found = [
         unit,
         section.path_of("pid_file").map(ExternalBy::PidFile),
-        section.path_of("cgroup").map(ExternalBy::Cgroup),
+        section.parsed("cgroup", Wants::Text("a cgroup's path"), cgroup),
     ];
     let reload = section.command("reload").unwrap_or_default();
     let restart = section.command("restart").unwrap_or_default();
@@ -105,6 +106,20 @@ fn external(section: &mut Section<'_, '_, '_>) -> Option<External> {
         _ => {}
     }
     None
+}
+
+/// A directory, or the path below the mount point as `/proc/PID/cgroup` and `systemd-cgls` show it, without its first
+/// slash.
+fn cgroup(path: &str) -> Result<ExternalBy, String> {
+    let odd = |part: &str| part.is_empty() || part == "." || part == "..";
+    if path.strip_prefix('/').unwrap_or(path).trim_end_matches('/').split('/').any(odd) {
+        return Err(format!(
+            "{:?} is not allowed; allowed is a path such as system.slice/otelcol.service, below /sys/fs/cgroup",
+            shorten(path)
+        ));
+    }
+    // An absolute path stays as it is.
+    Ok(ExternalBy::Cgroup(Path::new("/sys/fs/cgroup").join(path)))
 }
 
 fn env(section: &mut Section<'_, '_, '_>) -> BTreeMap<String, String> {
