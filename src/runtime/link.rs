@@ -113,7 +113,7 @@ async fn run(links: Rc<Links>, number: u64, todo: Receiver<Task>) {
     debug_assert!(down.into_inner(), "a transport always says how it ended");
 }
 
-/// Reads the credentials, on the blocking pool.
+/// Reads the credentials, off the main thread.
 async fn plan(links: &Links) -> Result<Plan, String> {
     if let Some(reason) = &links.server.unusable {
         return Err(reason.clone());

@@ -19,8 +19,6 @@ const NOT_YET: &[&str] = &[
     "opamp.health.scrape",
     "opamp.workload.external",
     "opamp.workload.degrade",
-    "opamp.workload.ambient_capabilities",
-    "opamp.workload.oom_score_adj",
     "opamp.remote_config.rollback.crash_loop",
     "opamp.remote_config.require_signature",
     "opamp.packages",

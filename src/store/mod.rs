@@ -11,14 +11,14 @@
 //!     generations/7.set          record: which file is the main one, and the offered names
 //! ```
 //!
-//! Everything here blocks: the runtime calls it on the blocking pool, one call at a time.
+//! Everything here blocks: the runtime calls it off the main thread (`pool`), one call at a time.
 
 mod files;
 mod record;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -98,6 +98,13 @@ impl Store {
             }
             Err(error) => Err(at(&path, error.into())),
         }
+    }
+
+    /// What no other state directory has at this time: its device and inode.
+    #[must_use]
+    pub fn key(&self) -> Option<String> {
+        let root = fs::metadata(&self.root).ok()?;
+        Some(format!("{:x}-{:x}", root.dev(), root.ino()))
     }
 
     /// The kept uid; [`None`] when there is none yet.
