@@ -21,7 +21,7 @@ use crate::reactor::Timer;
 /// In the environment of whatever has to end with us: `STATE_DIR.OUR_PID.NUMBER`.
 pub const MARK: &str = "CHITON_CHILD";
 /// How long SIGKILL may take. What lives on then waits in the kernel, or may not be killed by us.
-pub const KILL_PATIENCE: Duration = Duration::from_secs(5);
+pub const KILL_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Processes of the system that are looked at.
 const MAX_PROCESSES: usize = 65_536;

@@ -56,6 +56,8 @@ pub(crate) struct Settings {
     pub(crate) capabilities: Vec<&'static str>,
     /// Arguments of the workload's script.
     pub(crate) arguments: Vec<&'static str>,
+    /// More keys of `opamp.workload`, a line each.
+    pub(crate) workload: Vec<String>,
     /// More keys of `opamp`, a line each.
     pub(crate) opamp: Vec<String>,
 }
@@ -101,9 +103,15 @@ impl Home {
         }
         let arguments: String = settings.arguments.iter().map(|a| format!(", \"{a}\"")).collect();
         yaml.push_str(&format!(
-            "  workload:\n    command: [/bin/sh, {dir}/workload.sh{arguments}]\n    stop_timeout: 5s\n    \
+            "  workload:\n    command: [/bin/sh, {dir}/workload.sh{arguments}]\n    \
              restart: {{ initial: 50ms, max: 100ms }}\n"
         ));
+        if !settings.workload.iter().any(|line| line.starts_with("stop_timeout")) {
+            yaml.push_str("    stop_timeout: 5s\n");
+        }
+        for line in &settings.workload {
+            yaml.push_str(&format!("    {line}\n"));
+        }
         for line in &settings.opamp {
             yaml.push_str(&format!("  {line}\n"));
         }
@@ -124,7 +132,12 @@ impl Home {
 
     /// Starts the agent.
     pub(crate) fn start(&self) -> Agent<'_> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_chiton"))
+        self.start_by(Command::new(env!("CARGO_BIN_EXE_chiton")))
+    }
+
+    /// Starts the agent by a command that lacks its arguments; what it starts becomes the agent.
+    pub(crate) fn start_by(&self, mut command: Command) -> Agent<'_> {
+        let mut child = command
             .args(["run", "--config"])
             .arg(self.path("chiton.yaml"))
             .stdin(Stdio::null())
