@@ -13,8 +13,8 @@ use crate::reactor::{Io, within};
 /// Addresses kept of one name's answer; a name with more is served by its first ones.
 pub const MAX_ADDRESSES: usize = 16;
 
-/// One lookup at a time: a hung `getaddrinfo` may hold one thread of the blocking pool, never the one that the
-/// disk needs.
+/// One lookup at a time: a hung `getaddrinfo` may hold one of `pool`'s two threads, never the one that the disk
+/// needs.
 static LOOKUP: Semaphore = Semaphore::new(1);
 
 /// Opens a TCP connection, with Nagle's delay off.
@@ -44,8 +44,8 @@ pub async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<Io<TcpSt
     Ok(stream)
 }
 
-/// The addresses of a host: at once where it is an address or `localhost`, else by the system's resolver on the
-/// blocking pool. At most [`MAX_ADDRESSES`], never none. Wrap it in [`within`]: a lookup has no limit of its own.
+/// The addresses of a host: at once where it is an address or `localhost`, else by the system's resolver, off
+/// the main thread. At most [`MAX_ADDRESSES`], never none. Wrap it in [`within`]: a lookup has no limit of its own.
 ///
 /// # Errors
 /// What the resolver says.

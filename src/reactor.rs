@@ -3,7 +3,7 @@
 //! Why not async-io: its helper thread and its hand-overs cost four to twelve wake-ups for one heartbeat and
 //! its reply; this costs two (`docs/decisions.md`, "One thread, one epoll"). File descriptors are registered once,
 //! edge-triggered, so that waiting costs no system call but `epoll_wait` itself. Wakers may be called from any
-//! thread (the blocking pool does); everything else stays on the thread that calls [`block_on`].
+//! thread (`pool` does); everything else stays on the thread that calls [`block_on`].
 
 use core::cell::RefCell;
 use core::future::Future;

@@ -12,10 +12,6 @@ use rustix::mm::{Advice, madvise};
 use rustix::process::{Gid, Pid, Signal, Uid};
 use rustix::thread::CapabilitySet;
 
-/// Bounds the threads of smol's blocking pool; it is ours, and no child's business.
-pub const BLOCKING_POOL_VARIABLE: &str = "BLOCKING_MAX_THREADS";
-/// One for the disk, one for a name lookup that hangs.
-const BLOCKING_POOL_THREADS: &str = "2";
 /// Files are created with the permissions that their creator asks for, less these.
 const UMASK: Mode = Mode::WGRP.union(Mode::WOTH);
 /// Classic signals are 1 to 31; the real-time ones after them are never ignored by convention.
@@ -28,21 +24,6 @@ const ERRNO_SPACE: i32 = 4096;
 unsafe extern "C" {
     /// `signal(2)` of the C library that std links.
     fn signal(number: c_int, action: usize) -> usize;
-}
-
-/// Bounds smol's blocking pool. Call it first in `main`: it refuses once a second thread exists.
-///
-/// # Errors
-/// When threads exist already, or `/proc` cannot tell.
-pub fn limit_blocking_pool() -> io::Result<()> {
-    if std::fs::read_dir("/proc/self/task")?.count() > 1 {
-        return Err(io::Error::other("threads are running already"));
-    }
-    // SAFETY: the environment must not change while another thread reads it, and there is no other thread.
-    unsafe {
-        std::env::set_var(BLOCKING_POOL_VARIABLE, BLOCKING_POOL_THREADS);
-    }
-    Ok(())
 }
 
 /// Gives a signal its default action, whatever our parent made of it. An ignored SIGCHLD would lose the exit
@@ -221,11 +202,5 @@ mod tests {
             assert_eq!(got, step);
             assert_eq!(error.raw_os_error(), Some(Errno::PERM.raw_os_error()));
         }
-    }
-
-    #[test]
-    fn the_pool_is_not_limited_behind_the_back_of_threads() {
-        // The test harness has a thread for each test beside its main one.
-        assert!(limit_blocking_pool().is_err());
     }
 }

@@ -210,11 +210,11 @@ fn a_config_is_applied_by_the_restart_command_and_the_workload_outlives_the_agen
     let uid = &first.instance_uid;
     commit(&mut peer, uid, "h1", "level: 1\n");
     let pid = init.process(2);
-    assert_eq!(home.seen(pid), "level: 1\n");
+    has_read(&home, pid, "level: 1\n");
     runs(&agent, pid);
     let began = agent.shows("health.start_time_unix_nano", |at| at.as_u64() > Some(0));
     commit(&mut peer, uid, "h2", "level: 2\n");
-    assert_eq!(home.seen(init.process(3)), "level: 2\n");
+    has_read(&home, init.process(3), "level: 2\n");
     runs(&agent, init.process(3));
     agent.shows("health.start_time_unix_nano", |at| at.as_u64() > began.as_u64());
     assert_eq!(init.pids().len(), 3, "one restart for one config");
@@ -421,7 +421,7 @@ fn without_a_way_to_restart_the_init_systems_own_start_is_waited_for() {
     assert_eq!(init.pids().len(), 1);
     init.wish(|wish| wish.up = true);
     peer.status("h1", Applied);
-    assert_eq!(home.seen(init.process(2)), "level: 1\n");
+    has_read(&home, init.process(2), "level: 1\n");
     stop(agent, peer, &init);
 }
 
@@ -520,6 +520,11 @@ fn the_local_file_is_placed_at_the_start_and_read_once() {
     assert_eq!(init.pids().len(), 2, "restarted for nothing");
 }
 
+/// It reads a moment after its pid is known.
+fn has_read(home: &Home, pid: i32, text: &str) {
+    eventually("it has read it", || (home.seen(pid) == text).then_some(()));
+}
+
 /// Commits level 1, and dies while level 2 is on trial.
 fn interrupted(home: &Home, server: &Server, init: &Init) {
     let (agent, mut peer, first) = connected(home, server, &settings(by_pid_file(home), GATE, &[]));
@@ -531,7 +536,8 @@ fn interrupted(home: &Home, server: &Server, init: &Init) {
     let (mut peer, first) = server.greet();
     peer.send(&offer(&first.instance_uid, "h2", &[("config.yaml", "level: 2\n")]));
     agent.tells("config.gate", &["trial"]);
-    assert_eq!(home.seen(init.process(before + 1)), "level: 2\n");
+    let pid = init.process(before + 1);
+    has_read(home, pid, "level: 2\n");
     drop(agent); // SIGKILL
 }
 
@@ -567,7 +573,7 @@ fn after_an_interrupted_change_a_workload_that_lived_on_is_told_to_go_back() {
     let init = Init::new(&home);
     interrupted(&home, &server, &init);
     let before = init.pids().len();
-    assert_eq!(home.seen(init.process(before)), "level: 2\n");
+    has_read(&home, init.process(before), "level: 2\n");
     let agent = home.start();
     let (peer, _) = server.greet();
     let pid = init.process(before + 1);

@@ -110,6 +110,8 @@ pub enum Event {
         /// Whether it could be asked.
         result: Result<(), String>,
     },
+    /// The workload was to stop and is still there long after SIGKILL; [`Event::WorkloadExited`] may yet come.
+    WorkloadStuck(String),
     /// Answers [`Action::Check`].
     Checked {
         /// The round it belongs to.
@@ -507,6 +509,12 @@ impl Agent {
                 }
                 actions.push(Action::Log(Tone::Warning, error.clone()));
                 self.applied(Err(error), now, actions);
+            }
+            Event::WorkloadStuck(text) => {
+                if let Some(workload) = &mut self.state.workload {
+                    workload.stuck(text.clone());
+                }
+                actions.push(Action::Log(Tone::Warning, format!("the workload: {text}")));
             }
             Event::WorkloadExited(text) => self.workload_exited(&text, now, actions),
             Event::WorkloadSeen { process, age } => {

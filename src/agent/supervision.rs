@@ -207,6 +207,13 @@ impl Supervision {
         }
     }
 
+    /// It does not stop. `text` says why.
+    pub fn stuck(&mut self, text: String) {
+        if matches!(self.state, State::Stopping { .. }) {
+            self.last_error = Some(text);
+        }
+    }
+
     /// It has proven itself: what went wrong before is history.
     pub fn proven(&mut self) {
         self.last_error = None;

@@ -11,11 +11,6 @@ use crate::settings::{self, Level, LogTo};
 use crate::{clock, runtime, sys};
 
 pub(super) fn run(config: &Path) -> u8 {
-    // Before anything can start a thread.
-    if let Err(error) = sys::limit_blocking_pool() {
-        complain(&format!("the blocking pool cannot be bounded: {error}"));
-        return FAILED;
-    }
     // An inherited "ignore" would lose the exit status of every child.
     sys::default_action(Signal::CHILD);
     let loaded = match settings::load(config, &settings::Process) {

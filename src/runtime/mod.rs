@@ -36,8 +36,10 @@ use crate::store::Store;
 use crate::transport::tls::Factory;
 use crate::workload::check;
 use crate::workload::command::{self, CommandOutcome};
+use crate::workload::family::{self, Kind};
 use crate::workload::identity::Identity;
 use crate::workload::placeholders::{self, Places};
+use crate::workload::reap::{self, Exit, ExitKind};
 use crate::workload::spawn::{Child, Spec};
 use external::External;
 use link::{Link, Links, Task};
@@ -102,9 +104,15 @@ pub fn run(loaded: Loaded, log: Log) -> Result<(), Fatal> {
     let mut runtime = Runtime::new(loaded, log, Rc::clone(&executor), Rc::clone(&inbox))?;
     let main = async {
         let watching = executor.spawn(watch_signals(signals, Rc::clone(&inbox)));
+        let collecting = executor.spawn(reap::collect_orphans());
+        runtime.clear().await;
         runtime.begin();
         runtime.serve(received).await;
-        drop(watching);
+        let left = family::end_all().await.left;
+        if left > 0 {
+            runtime.say(Tone::Warning, &format!("SIGKILL does not end {left} process(es) of ours"));
+        }
+        drop((watching, collecting));
     };
     reactor::block_on(executor.run(main)).map_err(|error| Fatal(format!("epoll: {error}")))
 }
@@ -127,7 +135,8 @@ struct Runtime<'a> {
     external: Option<External>,
     /// An interrupted change was undone on the disk.
     went_back: bool,
-    identity: Option<Identity>,
+    /// Whom the workload runs as, or why nobody knows.
+    identity: Result<Option<Identity>, String>,
     /// Environment variables whose values are secrets of ours.
     withhold: Vec<String>,
     kept: Option<Kept>,
@@ -151,10 +160,13 @@ impl<'a> Runtime<'a> {
         let now = now();
         let settings = Rc::new(loaded.settings);
         let user = settings.workload.as_ref().and_then(|workload| workload.user.as_deref());
-        let identity =
-            user.map(Identity::find).transpose().map_err(|error| Fatal(error.to_string()))?;
-        let store = Arc::new(Store::new(&settings, identity.as_ref().map(|identity| identity.gid)));
+        // A user that has vanished stops the workload, not the connection by which it can be told.
+        let identity = user.map(Identity::find).transpose();
+        let identity = identity.map_err(|error| format!("opamp.workload.user: {error}"));
+        let group = identity.as_ref().ok().and_then(Option::as_ref).map(|identity| identity.gid);
+        let store = Arc::new(Store::new(&settings, group));
         let mut problems: Vec<String> = loaded.deferred.iter().map(ToString::to_string).collect();
+        problems.extend(identity.as_ref().err().cloned());
         let lock = match store.prepare() {
             Ok(lock) => Some(lock),
             Err(error) if error.contains("another chiton") => return Err(Fatal(error)),
@@ -163,6 +175,12 @@ impl<'a> Runtime<'a> {
                 None
             }
         };
+        // Without the lock the state directory may be another's, and so may what ran on it.
+        let key = lock.as_ref().and_then(|_| store.key());
+        if let Err(error) = family::adopt(key) {
+            let text = "what the workload leaves behind cannot be ended without /proc";
+            problems.push(format!("{text}: {error}"));
+        }
         let recovered = store.recover();
         problems.extend(recovered.problems);
         for problem in &problems {
@@ -202,6 +220,22 @@ impl<'a> Runtime<'a> {
             give_up_at: None,
             over: false,
         })
+    }
+
+    /// Two workloads at once must never be: what a killed predecessor of ours left is ended first.
+    async fn clear(&mut self) {
+        let ended = family::end_leftovers().await;
+        match (ended.found, ended.left) {
+            (0, _) => {}
+            (found, 0) => {
+                let text = format!("ended {found} process(es) that a killed Chiton had left");
+                self.say(Tone::Warning, &text);
+            }
+            (_, left) => self.problem(format!(
+                "SIGKILL does not end {left} process(es) that a killed Chiton had left: the workload may find its \
+                 ports and files in use"
+            )),
+        }
     }
 
     /// The workload first; the connection when a uid is there.
@@ -345,7 +379,7 @@ impl<'a> Runtime<'a> {
         let words = &self.settings.remote_config.validate;
         let spec = self.store.candidate(generation).and_then(|(directory, main)| {
             let places = Places { config_dir: directory, config_file: Some(main), ..self.places() };
-            self.spec(words, &places)
+            Ok(Spec { kind: Kind::Probe, ..self.spec(words, &places)? })
         });
         self.run_command(spec, Event::Validated);
     }
@@ -374,6 +408,7 @@ impl<'a> Runtime<'a> {
         let Owner::Chiton { command } = &workload.owner else { return };
         let child = self
             .running_spec(command)
+            .map(|spec| Spec { kind: Kind::Workload, ..spec })
             .and_then(|spec| Child::spawn(&spec).map_err(|error| error.to_string()));
         match child {
             Ok(child) => {
@@ -385,7 +420,8 @@ impl<'a> Runtime<'a> {
                 let watched = Rc::clone(&child);
                 let watching = async move {
                     let exit = watched.wait().await;
-                    let text = with_output(&exit.to_string(), &watched.output_tail());
+                    let text = format!("{exit}{}", advice(exit));
+                    let text = with_output(&text, &watched.output_tail());
                     inbox.put(Event::WorkloadExited(text)).await;
                 };
                 self.executor.spawn(watching).detach();
@@ -405,9 +441,12 @@ impl<'a> Runtime<'a> {
             .workload
             .as_ref()
             .map_or(Duration::ZERO, |workload| workload.stop_timeout);
+        let inbox = Rc::clone(&self.inbox);
         // The task that watches it reports the end.
         let stopping = async move {
-            child.stop(timeout).await;
+            if let Err(still) = child.stop(timeout).await {
+                inbox.put(Event::WorkloadStuck(still.to_string())).await;
+            }
         };
         self.executor.spawn(stopping).detach();
     }
@@ -460,10 +499,11 @@ impl<'a> Runtime<'a> {
         let env = workload.map(|workload| workload.env.iter()).into_iter().flatten();
         Ok(Spec {
             argv: placeholders::fill(words, places).map_err(|error| error.to_string())?,
+            kind: Kind::default(),
             env: env.map(|(name, value)| (name.into(), value.into())).collect(),
             withhold: self.withhold.clone(),
             cwd: None,
-            user: self.identity.clone(),
+            user: self.identity.clone()?,
             oom_score_adj: workload.and_then(|workload| workload.oom_score_adj),
             ambient_capabilities: workload
                 .map_or_else(Vec::new, |workload| workload.ambient_capabilities.clone()),
@@ -597,6 +637,16 @@ fn outcome(spec: &Spec, outcome: &CommandOutcome) -> Result<(), String> {
     }
     let program = spec.argv.first().map(|word| word.to_string_lossy()).unwrap_or_default();
     Err(format!("{program} {outcome}"))
+}
+
+/// What to do about an end that looks like that of a daemon's parent.
+const fn advice(exit: Exit) -> &'static str {
+    match exit {
+        Exit { kind: ExitKind::Code(0), others, .. } if others.found > 0 => {
+            "; it forked into the background: run it in the foreground, or set external: { pid_file: … }"
+        }
+        _ => "",
+    }
 }
 
 /// A text with what a program said last.

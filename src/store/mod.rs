@@ -14,7 +14,7 @@
 //! ```
 //!
 //! The order of the writes is that of `docs/decisions.md`, and every crash point of it is tested in `crash.rs`.
-//! Everything here blocks: the runtime calls it off the main thread, one call at a time.
+//! Everything here blocks: the runtime calls it off the main thread (`pool`), one call at a time.
 
 #[cfg(test)]
 mod crash;
@@ -25,7 +25,7 @@ mod simulated;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -128,6 +128,13 @@ impl Store {
             }
             Err(error) => Err(at(&path, error.into())),
         }
+    }
+
+    /// What no other state directory has at this time: its device and inode.
+    #[must_use]
+    pub fn key(&self) -> Option<String> {
+        let root = fs::metadata(&self.root).ok()?;
+        Some(format!("{:x}-{:x}", root.dev(), root.ino()))
     }
 
     fn lay_out(&self) -> Result<(), String> {

@@ -68,7 +68,7 @@ struct Files {
 }
 
 impl Factory {
-    /// A connector for these settings. Reads the files: call it on the blocking pool.
+    /// A connector for these settings. Reads the files: call it through `pool`.
     ///
     /// # Errors
     /// One line: which file, what is wrong with it.

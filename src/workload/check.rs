@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::command;
+use super::family::Kind;
 use super::spawn::Spec;
 use crate::agent::health::CheckResult;
 use crate::net;
@@ -105,8 +106,10 @@ async fn run(check: &Check, spec: &Spec) -> CheckResult {
             (format!("tcp {}", Authority(host, *port)), tcp(host, *port, check.timeout).await)
         }
         CheckKind::Exec(argv) => {
-            let spec = Spec { argv: argv.iter().map(Into::into).collect(), ..spec.clone() };
-            (format!("exec {}", argv.join(" ")), exec(&spec, check.timeout).await)
+            let name = format!("exec {}", argv.join(" "));
+            let argv = argv.iter().map(Into::into).collect();
+            let spec = Spec { argv, kind: Kind::Probe, ..spec.clone() };
+            (name, exec(&spec, check.timeout).await)
         }
         // Not in force: never run. Should one be, it must not look like a pass.
         CheckKind::MemoryMax(_) | CheckKind::CpuMax(_) => {

@@ -24,7 +24,7 @@ pub struct CommandOutcome {
 pub enum How {
     /// By itself.
     Ended(Exit),
-    /// Killed with its group after this long.
+    /// Killed after this long.
     TimedOut(Duration),
     /// It did not start.
     NotStarted(SpawnError),
@@ -49,7 +49,8 @@ impl fmt::Display for CommandOutcome {
     }
 }
 
-/// Runs a command for at most `limit`. Neither it nor its group outlives the call, nor its being dropped.
+/// Runs a command for at most `limit`. Neither it nor its group outlives the call, nor its being dropped; a probe
+/// leaves nothing at all behind.
 pub async fn run(spec: &Spec, limit: Duration) -> CommandOutcome {
     let child = match Child::spawn(spec) {
         Ok(child) => child,
@@ -60,10 +61,8 @@ pub async fn run(spec: &Spec, limit: Duration) -> CommandOutcome {
     let how = match within(limit, child.wait()).await {
         Some(exit) => How::Ended(exit),
         None => {
-            // What may not be signalled (a set-user-id program) is left to die with us.
-            if child.kill().is_ok() {
-                child.wait().await;
-            }
+            // What SIGKILL does not end is left to die with us.
+            let _ = child.end().await;
             How::TimedOut(limit)
         }
     };

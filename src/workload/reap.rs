@@ -1,26 +1,20 @@
 //! How a process ended, and how we hear of it: by pidfd, on older kernels by SIGCHLD.
 
-use core::cell::RefCell;
 use core::fmt;
-use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, kill_process_group,
-    pidfd_open, waitid, waitpid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, pidfd_open, waitid,
+    waitpid,
 };
 use signal_hook::SigId;
 use signal_hook::low_level::{pipe, signal_name, unregister};
 
+use super::family::{self, Ended};
 use crate::reactor::Io;
-
-thread_local! {
-    /// Killed but not yet collected: children whose owner has let go of them.
-    static BURIED: RefCell<BTreeSet<i32>> = const { RefCell::new(BTreeSet::new()) };
-}
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +23,8 @@ pub struct Exit {
     pub kind: ExitKind,
     /// The kernel wrote a core dump.
     pub core_dumped: bool,
+    /// What outlived it and had to be ended.
+    pub others: Ended,
 }
 
 /// By itself or by a signal.
@@ -52,7 +48,8 @@ impl Exit {
     fn of(status: &WaitIdStatus) -> Self {
         let code = status.exit_status().map(ExitKind::Code);
         let kind = code.or_else(|| status.terminating_signal().map(ExitKind::Signal));
-        Self { kind: kind.unwrap_or(ExitKind::Lost), core_dumped: status.dumped() }
+        let kind = kind.unwrap_or(ExitKind::Lost);
+        Self { kind, core_dumped: status.dumped(), others: Ended::default() }
     }
 }
 
@@ -68,7 +65,16 @@ impl fmt::Display for Exit {
             }
             ExitKind::Lost => f.write_str("ended, its exit status was lost")?,
         }
-        if self.core_dumped { f.write_str(", core dumped") } else { Ok(()) }
+        if self.core_dumped {
+            f.write_str(", core dumped")?;
+        }
+        match self.others {
+            Ended { found: 0, .. } => Ok(()),
+            Ended { found, left: 0 } => write!(f, ", left {found} other process(es), now killed"),
+            Ended { found, left } => {
+                write!(f, ", left {found} other process(es), {left} of which SIGKILL does not end")
+            }
+        }
     }
 }
 
@@ -90,7 +96,7 @@ pub(super) struct Watch {
 
 enum Source {
     Pidfd(Io<OwnedFd>),
-    Sigchld { woken: Io<UnixStream>, registration: SigId },
+    Sigchld(Sigchld),
 }
 
 impl Watch {
@@ -102,46 +108,72 @@ impl Watch {
         let source = match pidfd {
             Ok(pidfd) => Source::Pidfd(Io::new(pidfd)?),
             // Too old a kernel, or a sandbox that does not know the call.
-            Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => {
-                let (ours, handlers) = UnixStream::pair()?;
-                ours.set_nonblocking(true)?;
-                let woken = Io::new(ours)?;
-                let registration = pipe::register(Signal::CHILD.as_raw(), handlers)?;
-                Source::Sigchld { woken, registration }
-            }
+            Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => Source::Sigchld(Sigchld::new()?),
             Err(error) => return Err(error.into()),
         };
         Ok(Self { pid, source })
     }
 
-    /// Waits for the end, kills what is left of the group, and only then collects the status: until then the
-    /// number of the group cannot pass to another process.
+    /// Waits for the end and leaves the status to be collected: until then its number and its group's are its own.
     pub(super) async fn ended(&self) -> Exit {
         let polled = match &self.source {
             Source::Pidfd(pidfd) => pidfd.when_readable(|_| peek(self.pid)).await,
-            Source::Sigchld { woken, .. } => {
+            Source::Sigchld(sigchld) => {
                 // Registered before this first look, so that no end falls between.
-                woken
-                    .when_readable(|mut stream| {
-                        let mut seen = [0; 64];
-                        while matches!(stream.read(&mut seen), Ok(1..)) {}
-                        peek(self.pid)
-                    })
-                    .await
+                sigchld.when_woken(|| peek(self.pid)).await
             }
         };
-        let _ = kill_process_group(self.pid, Signal::KILL);
+        let lost = Exit { kind: ExitKind::Lost, core_dumped: false, others: Ended::default() };
+        polled.unwrap_or(lost)
+    }
+
+    /// Takes the status of what has ended.
+    pub(super) fn collect(&self) {
         let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
-        polled.unwrap_or(Exit { kind: ExitKind::Lost, core_dumped: false })
     }
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if let Source::Sigchld { registration, .. } = &self.source {
-            unregister(*registration);
-        }
+/// Wakes at each SIGCHLD.
+struct Sigchld {
+    woken: Io<UnixStream>,
+    registration: SigId,
+}
+
+impl Sigchld {
+    fn new() -> io::Result<Self> {
+        let (ours, handlers) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let woken = Io::new(ours)?;
+        let registration = pipe::register(Signal::CHILD.as_raw(), handlers)?;
+        Ok(Self { woken, registration })
     }
+
+    async fn when_woken<T>(&self, mut look: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let look = |mut stream: &UnixStream| {
+            let mut seen = [0; 64];
+            while matches!(stream.read(&mut seen), Ok(1..)) {}
+            look()
+        };
+        self.woken.when_readable(look).await
+    }
+}
+
+impl Drop for Sigchld {
+    fn drop(&mut self) {
+        unregister(self.registration);
+    }
+}
+
+/// Collects what nobody else does, whenever a child ends, for as long as it is polled.
+///
+/// # Errors
+/// When SIGCHLD cannot be heard.
+pub async fn collect_orphans() -> io::Result<()> {
+    let collect = || -> io::Result<()> {
+        family::collect();
+        Err(io::ErrorKind::WouldBlock.into())
+    };
+    Sigchld::new()?.when_woken(collect).await
 }
 
 /// The end of a child, left to be collected.
@@ -153,33 +185,23 @@ fn peek(pid: Pid) -> io::Result<Exit> {
     }
 }
 
-/// Kills a group whose owner does not wait for it, and notes its leader for [`collect`].
-pub(super) fn bury(leader: Pid) {
-    let _ = kill_process_group(leader, Signal::KILL);
-    BURIED.with_borrow_mut(|buried| buried.insert(leader.as_raw_pid()));
-    collect();
-}
-
-/// Collects killed children that nobody waits for. Done at each start too; never blocks.
-pub fn collect() {
-    BURIED.with_borrow_mut(|buried| {
-        buried.retain(|pid| {
-            let Some(pid) = Pid::from_raw(*pid) else { return false };
-            matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None) | Err(Errno::INTR))
-        });
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_end_reads_as_a_person_would_say_it() {
-        let exit = |kind, core_dumped| Exit { kind, core_dumped }.to_string();
+        let others = Ended::default();
+        let exit = |kind, core_dumped| Exit { kind, core_dumped, others }.to_string();
         assert_eq!(exit(ExitKind::Code(1), false), "exited with status 1");
         assert_eq!(exit(ExitKind::Signal(9), false), "killed by signal 9 (SIGKILL)");
         assert_eq!(exit(ExitKind::Signal(11), true), "killed by signal 11 (SIGSEGV), core dumped");
         assert_eq!(exit(ExitKind::Signal(40), false), "killed by signal 40");
+        let left = |found, left| {
+            let others = Ended { found, left };
+            Exit { kind: ExitKind::Code(0), core_dumped: false, others }.to_string()
+        };
+        assert_eq!(left(2, 0), "exited with status 0, left 2 other process(es), now killed");
+        assert!(left(2, 1).ends_with("1 of which SIGKILL does not end"));
     }
 }

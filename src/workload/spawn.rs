@@ -13,27 +13,32 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use heapless::HistoryBuf;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Gid, Pid, Signal, Uid, getegid, geteuid, kill_process_group};
+use rustix::process::{Gid, Pid, Signal, Uid, getegid, geteuid};
 use rustix::thread::CapabilitySet;
 use smol::lock::Mutex;
 
+use super::family::{Family, KILL_PATIENCE, Kind, MARK};
 use super::identity::Identity;
-use super::reap::{self, Exit, Notice, Watch};
-use crate::reactor::{Io, within};
-use crate::sys::{self, BLOCKING_POOL_VARIABLE, Setup, Step};
+use super::reap::{Exit, Notice, Watch};
+use crate::clock::{self, Mono};
+use crate::reactor::{Io, Timer, within};
+use crate::sys::{self, Setup, Step};
 
 /// Bytes of a process's last output that are kept.
 pub const LOG_TAIL: usize = 4096;
 /// Bytes read from it at once.
 const READ_CHUNK: usize = 4096;
-/// Reads before every other task has its turn.
+/// Reads in one turn. A pipe holds 64 KiB: who writes on meanwhile is read in the next.
 const READS_PER_TURN: usize = 16;
-/// Reads after its end: a pipe holds 64 KiB, and who writes on after that is not waited for.
-const LAST_READS: usize = 16;
+/// From one turn to the next at least: a chatty process costs us ten turns a second, not one for each line …
+const TURN: Duration = Duration::from_millis(100);
+/// … and one that has filled the pipe is read at 6 MiB a second: it waits, and we do not spin.
+const FULL_TURN: Duration = Duration::from_millis(10);
 
 /// Variables that are addressed to us alone, by name and by how the name begins.
-const OURS: [&str; 3] = [BLOCKING_POOL_VARIABLE, "NOTIFY_SOCKET", "JOURNAL_STREAM"];
+const OURS: [&str; 3] = [MARK, "NOTIFY_SOCKET", "JOURNAL_STREAM"];
 const OURS_BY_PREFIX: [&str; 2] = ["WATCHDOG_", "LISTEN_"];
 
 /// What to start.
@@ -41,6 +46,8 @@ const OURS_BY_PREFIX: [&str; 2] = ["WATCHDOG_", "LISTEN_"];
 pub struct Spec {
     /// Program and arguments, placeholders filled in.
     pub argv: Vec<OsString>,
+    /// What it is for: whether what leaves its group ends with it.
+    pub kind: Kind,
     /// Added to the environment, over what is inherited.
     pub env: BTreeMap<OsString, OsString>,
     /// Variables of ours that it must not see: those whose values went into `chiton.yaml`.
@@ -88,15 +95,38 @@ impl Error for SpawnError {
     }
 }
 
-/// A process that we started, and its group. Dropped alive, the group is killed.
+/// A process that was killed and is still there.
+#[derive(Debug)]
+pub struct StillThere {
+    pid: i32,
+    refused: Option<io::Error>,
+}
+
+impl fmt::Display for StillThere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.refused {
+            Some(error) => write!(f, "process {} cannot be killed: {error}", self.pid)?,
+            None => write!(f, "process {} was killed and does not end", self.pid)?,
+        }
+        f.write_str("; it is not started again before it is gone")
+    }
+}
+
+impl Error for StillThere {}
+
+/// A process that we started, with all that comes out of it ([`Kind`] says how far that goes). Dropped alive, it is
+/// killed.
 ///
 /// Its output is read while someone waits for it: the owner keeps a [`wait`](Self::wait) going.
 pub struct Child {
     pid: Pid,
+    family: Family,
     watch: Watch,
-    output: Io<PipeReader>,
+    output: PipeReader,
     tail: RefCell<Tail>,
     exit: Cell<Option<Exit>>,
+    /// Until when what outlives it may end by itself.
+    grace: Cell<Option<Mono>>,
     /// Held by the one waiter that reads and watches; the others wait for it to let go.
     driver: Mutex<()>,
 }
@@ -115,7 +145,6 @@ impl Child {
     /// # Errors
     /// As [`spawn`](Self::spawn).
     pub fn spawn_with(spec: &Spec, notice: Notice) -> Result<Self, SpawnError> {
-        reap::collect();
         let Some((program, arguments)) = spec.argv.split_first() else {
             return Err(SpawnError {
                 program: "nothing".to_owned(),
@@ -142,11 +171,13 @@ impl Child {
         let (output, input) = io::pipe().map_err(start)?;
         // Only our end: the process expects writes that wait.
         rustix::io::ioctl_fionbio(&output, true).map_err(|error| start(error.into()))?;
+        let family = Family::new(spec.kind);
         let mut command = Command::new(program);
         command
             .args(arguments)
             .env_clear()
             .envs(environment(std::env::vars_os(), spec))
+            .envs(family.mark())
             .stdin(Stdio::null())
             .stdout(input.try_clone().map_err(start)?)
             .stderr(input)
@@ -154,22 +185,24 @@ impl Child {
         if let Some(cwd) = &spec.cwd {
             command.current_dir(cwd);
         }
-        let output = Io::new(output).map_err(start)?;
         let child = sys::spawn(&mut command, setup).map_err(|(step, error)| fail(step, error))?;
         // It holds the other end of the pipe.
         drop(command);
         let pid = Pid::from_child(&child);
+        family.born(pid);
         // Without a way to hear of its end it must not live.
         let watch = Watch::new(pid, notice).map_err(|error| {
-            reap::bury(pid);
+            let _ = family.signal(Signal::KILL);
             start(error)
         })?;
         Ok(Self {
             pid,
+            family,
             watch,
             output,
             tail: RefCell::new(Tail::default()),
             exit: Cell::new(None),
+            grace: Cell::new(None),
             driver: Mutex::new(()),
         })
     }
@@ -192,51 +225,78 @@ impl Child {
         self.tail.borrow().text()
     }
 
-    /// Waits for its end and meanwhile reads its output. Any number may wait, and may stop waiting. What it left
-    /// of its group is killed. Processes that moved to a session of their own are not reached: that takes a
-    /// subreaper or a cgroup.
+    /// Waits for its end and meanwhile reads its output. Any number may wait, and may stop waiting. What outlives it
+    /// is ended first, so that nothing of it is there any more.
     pub async fn wait(&self) -> Exit {
         let _driving = self.driver.lock().await;
         if let Some(exit) = self.exit.get() {
             return exit;
         }
-        let exit = smol::future::or(self.watch.ended(), self.listen()).await;
+        let end = async {
+            let exit = self.watch.ended().await;
+            Exit { others: self.family.end(&self.grace).await, ..exit }
+        };
+        let exit = smol::future::or(end, self.listen()).await;
+        self.watch.collect();
+        self.family.buried();
         self.exit.set(Some(exit));
-        for _ in 0..LAST_READS {
-            if !matches!(self.read_some(), Ok(1..)) {
-                break;
-            }
-        }
+        // What others may still write is not waited for.
+        let _ = self.turn();
         exit
     }
 
     /// Reads output, in turns, for as long as it is polled.
     async fn listen(&self) -> Exit {
+        let mut last: Option<(Mono, Duration)> = None;
         loop {
-            let turn = self.output.when_readable(|_| {
-                for _ in 0..READS_PER_TURN {
-                    if self.read_some()? == 0 {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
-            });
-            // Closed or broken: nothing more will come, but it may live on.
-            if !turn.await.unwrap_or(false) {
-                return core::future::pending().await;
+            match self.readable(last.map(|(at, pause)| at.after(pause))).await {
+                Ok(()) => {}
+                Err(_) => return core::future::pending().await,
             }
-            smol::future::yield_now().await;
+            match self.turn() {
+                Ok(Turn::Dry) => last = Some((now(), TURN)),
+                Ok(Turn::Full) => last = Some((now(), FULL_TURN)),
+                // Closed or broken: nothing more will come, but it may live on.
+                Ok(Turn::Over) | Err(_) => return core::future::pending().await,
+            }
         }
+    }
+
+    /// Waits until there is something to read, and then until it may be read. The pipe is watched only while nothing
+    /// is in it: meanwhile what is written wakes nobody.
+    async fn readable(&self, not_before: Option<Mono>) -> io::Result<()> {
+        let look = |pipe: &&PipeReader| {
+            let mut polled = [PollFd::new(*pipe, PollFlags::IN)];
+            match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
+            }
+        };
+        Io::new(&self.output)?.when_readable(look).await?;
+        Timer::at(Some(not_before.unwrap_or_default())).await;
+        Ok(())
+    }
+
+    fn turn(&self) -> io::Result<Turn> {
+        for _ in 0..READS_PER_TURN {
+            match self.read_some() {
+                Ok(0) => return Ok(Turn::Over),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Dry),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Turn::Full)
     }
 
     fn read_some(&self) -> io::Result<usize> {
         let mut chunk = [0; READ_CHUNK];
-        let count = self.output.get_ref().read(&mut chunk)?;
+        let count = (&self.output).read(&mut chunk)?;
         self.tail.borrow_mut().push(chunk.get(..count).unwrap_or_default());
         Ok(count)
     }
 
-    /// Asks its group to end: SIGTERM, and SIGCONT lest a stopped one not hear it.
+    /// Asks it and all that came out of it to end: SIGTERM, and SIGCONT lest a stopped one not hear it.
     ///
     /// # Errors
     /// When the group may not be signalled.
@@ -256,7 +316,7 @@ impl Child {
         Ok(rustix::process::kill_process(self.pid, Signal::HUP)?)
     }
 
-    /// Ends its group: SIGKILL.
+    /// Ends it and all that came out of it: SIGKILL.
     ///
     /// # Errors
     /// When the group may not be signalled.
@@ -264,7 +324,7 @@ impl Child {
         self.signal(Signal::KILL)
     }
 
-    /// Sends a signal to its group; nothing once it has ended.
+    /// Sends a signal to it and all that came out of it; nothing once it has ended.
     ///
     /// # Errors
     /// When the group may not be signalled.
@@ -272,31 +332,55 @@ impl Child {
         if self.exit.get().is_some() {
             return Ok(());
         }
-        match kill_process_group(self.pid, signal) {
-            // Ended, not yet collected.
-            Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.family.signal(signal)
     }
 
-    /// Ends it in good order: SIGTERM, after `patience` SIGKILL, each to the whole group.
-    pub async fn stop(&self, patience: Duration) -> Exit {
+    /// Ends it in good order: SIGTERM, after `patience` SIGKILL, each to all that came out of it.
+    ///
+    /// # Errors
+    /// When it is there long after SIGKILL.
+    pub async fn stop(&self, patience: Duration) -> Result<Exit, StillThere> {
+        self.grace.set(Some(now().after(patience)));
         // What cannot be told to end is killed after its time like what does not listen.
         let _ = self.terminate();
         if let Some(exit) = within(patience, self.wait()).await {
-            return exit;
+            return Ok(exit);
         }
-        let _ = self.kill();
-        self.wait().await
+        self.end().await
+    }
+
+    /// Ends it at once.
+    ///
+    /// # Errors
+    /// When it is there long after SIGKILL.
+    pub async fn end(&self) -> Result<Exit, StillThere> {
+        self.grace.set(None);
+        let refused = self.kill().err();
+        // Once for itself, once for what outlives it.
+        let exit = within(KILL_PATIENCE.saturating_mul(2), self.wait()).await;
+        exit.ok_or(StillThere { pid: self.pid(), refused })
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.exit.get().is_none() {
-            reap::bury(self.pid);
-        }
+        let _ = self.kill();
     }
+}
+
+/// How a turn of reading ended.
+enum Turn {
+    /// Nothing more is there now.
+    Dry,
+    /// There may be more.
+    Full,
+    /// Nobody can write any more.
+    Over,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the edge reads the clock")]
+fn now() -> Mono {
+    clock::now().mono
 }
 
 /// The environment of a child: ours without what is addressed to us, the user's names, then the spec's.

@@ -58,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) capabilities: Vec<&'static str>,
     /// Arguments of the workload's script.
     pub(crate) arguments: Vec<&'static str>,
+    /// More keys of `opamp.workload`, a line each.
+    pub(crate) workload: Vec<String>,
     /// More keys of `opamp`, a line each.
     pub(crate) opamp: Vec<String>,
     /// Entries of `opamp.workload.external`, in place of the script.
@@ -104,10 +106,16 @@ impl Home {
             yaml.push_str(&format!("  capabilities: {{ {capabilities}: true }}\n"));
         }
         let arguments: String = settings.arguments.iter().map(|a| format!(", \"{a}\"")).collect();
-        let script = format!(
-            "  workload:\n    command: [/bin/sh, {dir}/workload.sh{arguments}]\n    stop_timeout: 5s\n    \
+        let mut script = format!(
+            "  workload:\n    command: [/bin/sh, {dir}/workload.sh{arguments}]\n    \
              restart: {{ initial: 50ms, max: 100ms }}\n"
         );
+        if !settings.workload.iter().any(|line| line.starts_with("stop_timeout")) {
+            script.push_str("    stop_timeout: 5s\n");
+        }
+        for line in &settings.workload {
+            script.push_str(&format!("    {line}\n"));
+        }
         yaml.push_str(&match &settings.external {
             Some(external) => format!("  workload: {{ external: {{ {external} }} }}\n"),
             None => script,

@@ -4,6 +4,8 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use rustix::thread::CapabilitySet;
+
 use super::super::model::{
     Degrade, DegradeAction, DegradeWhen, External, ExternalBy, Owner, Workload,
 };
@@ -150,8 +152,9 @@ fn user(text: &str) -> Result<String, String> {
 }
 
 fn capability(name: &str) -> Result<String, String> {
-    let rest = name.strip_prefix("cap_").unwrap_or_default();
-    if !rest.is_empty() && rest.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+    let known = |rest: &str| CapabilitySet::from_name(&rest.to_ascii_uppercase()).is_some();
+    let lower = !name.contains(|c: char| c.is_ascii_uppercase());
+    if lower && name.strip_prefix("cap_").is_some_and(known) {
         return Ok(name.to_owned());
     }
     Err(format!(
