@@ -632,6 +632,24 @@ mod refused {
         http.stop(agent);
     }
 
+    /// opamp-spec L588: our own limit counts before compression, and the agent goes on with what is small enough.
+    #[test]
+    fn a_report_over_our_own_limit_is_not_sent_and_polls_are() {
+        let (home, server) = (Home::new(), Server::new());
+        let mut long = settings(&["max_message_size: 1KiB"]);
+        long.opamp.push(format!("agent: {{ labels: {{ long: {} }} }}", "x".repeat(2000)));
+        home.settings(&server.http(), &long);
+        let agent = home.start();
+        let (mut http, first) = Http::asked(&server);
+        agent.logs(&["WARN", "was not sent: max_message_size is 1024"]);
+        assert_eq!(first.report.agent_description, None, "{:?}", first.report);
+        http.send(&ServerToAgent { flags: FULL_STATE, ..first.to() });
+        let poll = http.until("a poll", Request::is_poll);
+        assert!(poll.report.sequence_num > first.report.sequence_num);
+        agent.unharmed();
+        http.stop(agent);
+    }
+
     #[test]
     fn a_poll_that_is_too_large_ends_the_link_with_a_wait() {
         let (home, server) = (Home::new(), Server::new());
