@@ -61,6 +61,13 @@ pub enum Event {
         /// The protobuf bytes.
         bytes: Bytes,
     },
+    /// Over plain HTTP: the last message is too large, for the server or for ourselves.
+    Refused {
+        /// On which link.
+        link: u64,
+        /// What, on what, why.
+        text: String,
+    },
     /// A WebSocket pong came.
     Pong {
         /// On which link.
@@ -464,6 +471,9 @@ impl Agent {
                 self.on_session(actions, |session, out| session.link_down(link, error, now, out));
             }
             Event::Received { link, bytes } => self.received(link, &bytes, now, actions),
+            Event::Refused { link, text } => {
+                self.on_session(actions, |session, out| session.refused(link, text, now, out));
+            }
             Event::Pong { link } => self.on_session(actions, |session, _| session.pong(link, now)),
             Event::UidKept { uid, error } => {
                 self.on_session(actions, |session, out| {
@@ -575,6 +585,7 @@ impl Agent {
                 Tone::Warning,
                 format!("refused a message from the server: {error}"),
             ));
+            self.on_session(actions, |session, _| session.unusable(link));
             return;
         }
         let message = match ServerToAgent::decode(bytes.clone()) {
@@ -582,6 +593,7 @@ impl Agent {
             Err(error) => {
                 let text = format!("ignored a malformed message from the server: {error}");
                 actions.push(Action::Log(Tone::Warning, text));
+                self.on_session(actions, |session, _| session.unusable(link));
                 return;
             }
         };

@@ -147,6 +147,8 @@ pub struct Session {
     previous_uid: Option<Uid>,
     sequence: u64,
     ledger: Ledger,
+    /// Too large for the server, as they are: not sent until they change.
+    too_large: Facets,
     link: Link,
     link_number: u64,
     failures: u32,
@@ -183,7 +185,9 @@ struct Up {
     pinged: Option<Mono>,
     /// A valid ServerToAgent has come.
     proven: bool,
-    /// The last message sent was a full report.
+    /// What was in the last message sent.
+    sent: Facets,
+    /// That was a full report.
     sent_full: bool,
     /// A full report waits for the next heartbeat.
     full_at_heartbeat: bool,
@@ -217,6 +221,7 @@ impl Session {
             previous_uid: None,
             sequence: 0,
             ledger: Ledger::full(),
+            too_large: Facets::NONE,
             link: Link::Idle,
             link_number: 0,
             failures: 0,
@@ -257,6 +262,7 @@ impl Session {
     /// Something to report changed.
     pub fn changed(&mut self, facets: Facets) {
         self.ledger.changed(facets);
+        self.too_large = self.too_large.without(facets);
     }
 
     /// The uid in use.
@@ -267,11 +273,13 @@ impl Session {
 
     /// How the connection is.
     #[must_use]
-    pub const fn link_state(&self) -> LinkState {
+    pub fn link_state(&self) -> LinkState {
         match &self.link {
             Link::Idle => LinkState::Idle,
             Link::Waiting { .. } => LinkState::Waiting,
             Link::Connecting => LinkState::Connecting,
+            // Over plain HTTP a TCP connection says nothing yet about who answers there.
+            Link::Up(up) if self.is_http() && !up.proven => LinkState::Connecting,
             Link::Up(up) => LinkState::Up(up.since),
             Link::Closing { .. } => LinkState::Closing,
         }
@@ -294,7 +302,9 @@ impl Session {
         if number != self.link_number || !matches!(self.link, Link::Connecting) {
             return;
         }
-        out.push(Order::Say(Tone::Info, "connected to the OpAMP server".to_owned()));
+        if !self.is_http() {
+            out.push(connected());
+        }
         self.link = Link::Up(Up {
             since: now.mono,
             last_sent: None,
@@ -302,6 +312,7 @@ impl Session {
             unanswered: None,
             pinged: None,
             proven: false,
+            sent: Facets::NONE,
             sent_full: false,
             full_at_heartbeat: false,
             uid_changed: false,
@@ -372,13 +383,18 @@ impl Session {
                     format!("ignored a message for another instance uid ({} so far)", self.ignored);
                 out.push(Order::Say(Tone::Warning, text));
             }
+            self.unusable(number);
             return Verdict::Ignore;
         }
         if message.instance_uid.as_ref() == self.uid.as_bytes() {
             self.previous_uid = None;
         }
+        let http = self.is_http();
         let answered_full = match &mut self.link {
             Link::Up(up) => {
+                if http && !up.proven {
+                    out.push(connected());
+                }
                 let answered = up.unanswered.take().is_some();
                 up.pinged = None;
                 up.last_heard = now.mono;
@@ -407,6 +423,44 @@ impl Session {
             self.uid_offered(offered, out);
         }
         Verdict::Process
+    }
+
+    /// What came on link `number` is of no use. Over plain HTTP it was the answer nevertheless: no other will come,
+    /// so the next request is due at its time.
+    pub fn unusable(&mut self, number: u64) {
+        let http = self.is_http();
+        if let (true, true, Link::Up(up)) = (http, number == self.link_number, &mut self.link) {
+            up.unanswered = None;
+        }
+    }
+
+    /// Over plain HTTP: the last message is too large for the server (413) or for ourselves, and must not go again as
+    /// it is (opamp-spec L573). The effective config is left out first, else all that was in it, until they change.
+    pub fn refused(&mut self, number: u64, text: String, now: Now, out: &mut Vec<Order>) {
+        let Link::Up(up) = &mut self.link else { return };
+        if number != self.link_number {
+            return;
+        }
+        up.unanswered = None;
+        let sent = up.sent;
+        if sent.is_empty() {
+            // It cannot be said with less.
+            out.push(Order::Abort);
+            if let Link::Up(up) = core::mem::replace(&mut self.link, Link::Idle) {
+                self.lost(&up, LinkError { text, kind: LinkErrorKind::Fault }, now, out);
+            }
+            return;
+        }
+        let (large, name) = if sent.contains(Facets::EFFECTIVE_CONFIG) {
+            (Facets::EFFECTIVE_CONFIG, "the effective config")
+        } else {
+            (sent, "what was in it")
+        };
+        self.too_large |= large;
+        self.ledger.returned();
+        let told = format!("{text}; {name} is not sent again until it changes");
+        out.push(Order::Say(Tone::Warning, told));
+        self.last_error = Some(text);
     }
 
     /// The offered uid was written (or not: `error`); it is ours from now on either way (opamp-spec L891).
@@ -462,14 +516,15 @@ impl Session {
     /// Sends a report if one is due: the first on a link, a change, or a heartbeat.
     pub fn flush(&mut self, from: &impl Reportable, now: Now, out: &mut Vec<Order>) {
         let Link::Up(up) = &self.link else { return };
-        if self.rules.wire == Wire::Http && up.unanswered.is_some() {
+        if self.is_http() && up.unanswered.is_some() {
             return; // opamp-spec L539: one request at a time
         }
         let heartbeat = self.heartbeat_at(up).is_some_and(|at| at <= now.mono);
         if heartbeat && up.full_at_heartbeat {
             self.ledger.changed(Facets::ALL);
         }
-        let allowed = Facets::allowed(self.rules.capabilities, up.server_capabilities);
+        let allowed = Facets::allowed(self.rules.capabilities, up.server_capabilities)
+            .without(self.too_large);
         let facets = self.ledger.due(allowed);
         if facets.is_empty() && up.last_sent.is_some() && !heartbeat {
             return;
@@ -484,6 +539,7 @@ impl Session {
         if let Link::Up(up) = &mut self.link {
             up.last_sent = Some(now.mono);
             up.unanswered.get_or_insert(now.mono);
+            up.sent = facets;
             up.sent_full = full;
             if full {
                 up.full_at_heartbeat = false;
@@ -541,7 +597,15 @@ impl Session {
         self.last_error = Some(format!("the server is unavailable: {text}"));
         let text = format!("the server is unavailable ({text}); trying again in {wait:.1?}");
         out.push(Order::Say(Tone::Warning, text));
-        self.close(now.mono.after(wait), out);
+        let then = now.mono.after(wait);
+        if self.is_http() {
+            // Nothing is open that would want a goodbye, and a request less is what the server needs.
+            out.push(Order::Abort);
+            self.ledger.returned();
+            self.wait(then);
+        } else {
+            self.close(then, out);
+        }
         true
     }
 
@@ -570,6 +634,10 @@ impl Session {
             up.uid_changed = true;
             out.push(Order::KeepUid(uid));
         }
+    }
+
+    fn is_http(&self) -> bool {
+        self.rules.wire == Wire::Http
     }
 
     fn connect(&mut self, out: &mut Vec<Order>) {
@@ -644,7 +712,7 @@ impl Session {
     /// When the silence on the link becomes suspicious, or is taken for death. Plain HTTP has time-outs of its
     /// own on each request.
     fn watchdog_at(&self, up: &Up) -> Option<Mono> {
-        if self.rules.wire == Wire::Http {
+        if self.is_http() {
             return None;
         }
         if let Some(pinged) = up.pinged {
@@ -656,6 +724,10 @@ impl Session {
         let idle = up.last_sent.map_or(up.last_heard, |sent| sent.max(up.last_heard));
         self.rules.heartbeat.is_none().then(|| idle.after(PING_WITHOUT_HEARTBEATS))
     }
+}
+
+fn connected() -> Order {
+    Order::Say(Tone::Info, "connected to the OpAMP server".to_owned())
 }
 
 #[expect(clippy::cast_sign_loss, reason = "the bits are positive")]

@@ -4,14 +4,14 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use chiton_proto::{EffectiveConfig, Message};
 use smol::channel::{Receiver, Sender, bounded};
 
 use super::Inbox;
 use crate::agent::Event;
 use crate::agent::session::{LinkError, LinkErrorKind, Outgoing as Report, Tone};
-use crate::settings::Server;
+use crate::agent::uid::Uid;
+use crate::settings::{Scheme, Server};
 use crate::store::Store;
 use crate::transport::tls::Factory;
 use crate::transport::{self, Incoming, Outgoing, Plan};
@@ -70,12 +70,20 @@ async fn run(links: Rc<Links>, number: u64, todo: Receiver<Task>) {
     let (to_network, outgoing) = bounded(1);
     let (incoming, from_network) = bounded(READ_AHEAD);
     let down = RefCell::new(false);
+    let http = matches!(links.server.endpoint.scheme, Scheme::Http | Scheme::Https);
     let encode = async {
         while let Ok(task) = todo.recv().await {
             let told = match task {
                 Task::Report(report) => match encode(&links, *report).await {
-                    Some(bytes) => Outgoing::Message(bytes),
-                    None => continue,
+                    Ok(message) => message,
+                    Err(text) if http => {
+                        links.inbox.put(Event::Refused { link: number, text }).await;
+                        continue;
+                    }
+                    Err(text) => {
+                        links.inbox.log(Tone::Warning, text).await;
+                        continue;
+                    }
                 },
                 Task::Ping => Outgoing::Ping,
                 Task::Close => Outgoing::Close,
@@ -92,6 +100,7 @@ async fn run(links: Rc<Links>, number: u64, todo: Receiver<Task>) {
             let event = match came {
                 Incoming::Up => Event::LinkUp { link: number },
                 Incoming::Message(bytes) => Event::Received { link: number, bytes },
+                Incoming::TooLarge(text) => Event::Refused { link: number, text },
                 Incoming::Pong => Event::Pong { link: number },
                 Incoming::Remark(text) => {
                     links.inbox.log(Tone::Warning, text).await;
@@ -126,8 +135,11 @@ async fn plan(links: &Links) -> Result<Plan, String> {
     Ok(Plan { server: links.server.clone(), factory: Arc::clone(&links.factory) })
 }
 
-/// The bytes of a report, framed; [`None`]: even the smallest form is too large, which is logged (opamp-spec L456).
-async fn encode(links: &Links, report: Report) -> Option<Bytes> {
+/// A report as it is sent.
+///
+/// # Errors
+/// Even its smallest form is too large (opamp-spec L456).
+async fn encode(links: &Links, report: Report) -> Result<Outgoing, String> {
     let Report { mut message, effective_config } = report;
     if effective_config {
         let store = Arc::clone(&links.store);
@@ -151,12 +163,11 @@ async fn encode(links: &Links, report: Report) -> Option<Bytes> {
         message.effective_config = None;
     }
     if message.encoded_len() > limit {
-        let text = format!(
+        return Err(format!(
             "a report of {} bytes was not sent: max_message_size is {limit}",
             message.encoded_len()
-        );
-        links.inbox.log(Tone::Warning, text).await;
-        return None;
+        ));
     }
-    Some(transport::frame(&message))
+    let uid = Uid::from_slice(&message.instance_uid).ok_or("a report without an instance uid")?;
+    Ok(Outgoing::Message { body: transport::frame(&message), uid })
 }

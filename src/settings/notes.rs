@@ -1,6 +1,6 @@
 //! What is allowed but worth a word: risks taken, and keys that are not in force yet.
 
-use super::model::{Owner, Scheme, Settings, SignatureForm};
+use super::model::{Owner, Settings, SignatureForm};
 use super::problem::Key;
 
 /// Keys that are read and checked, but not yet acted upon: shrinks to nothing.
@@ -38,12 +38,6 @@ pub(super) fn notes(settings: &Settings, set: &[Key]) -> Vec<(Key, String)> {
         if known && !notes.iter().any(|(noted, text)| noted == key && text == not_yet) {
             notes.push((key.clone(), not_yet.to_owned()));
         }
-    }
-    if matches!(settings.server.endpoint.scheme, Scheme::Http | Scheme::Https) {
-        notes.push((
-            Key::of("opamp.server.endpoint"),
-            "plain HTTP is not in force yet; ws:// and wss:// are".to_owned(),
-        ));
     }
     if settings.server.proxy.is_some() && !set.contains(&Key::of("opamp.server.proxy")) {
         notes.push((

@@ -742,7 +742,6 @@ fn risks_and_keys_not_in_force_are_noted() {
         "not verified",
     );
     noted(&server("endpoint: \"ws://h\", headers: {A: b}"), "opamp.server.headers", "clear text");
-    noted(&server("endpoint: \"https://h\""), "opamp.server.endpoint", "not in force");
     assert_eq!(loaded(&with("")).notes, Vec::<String>::new());
     let quiet = loaded(&with(
         "  capabilities: {accepts_remote_config: true, accepts_packages: false}\n  workload: {command: [/a], user: otel}\n",

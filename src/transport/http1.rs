@@ -24,6 +24,8 @@ const CHUNK: usize = 1024;
 pub struct Head {
     /// 100 to 999.
     pub status: u16,
+    /// HTTP/1.0 or 1.1: 0 or 1.
+    minor: u8,
     headers: Vec<(String, String)>,
     /// Bytes that came behind the head.
     pub rest: Vec<u8>,
@@ -33,18 +35,27 @@ impl Head {
     /// The first header of that name.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
+        self.values(name).next()
+    }
+
+    /// All headers of that name.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &str> {
+        let of_that_name = move |(key, _): &&(String, String)| key.eq_ignore_ascii_case(name);
+        self.headers.iter().filter(of_that_name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the server lets the connection live behind this answer (RFC 9112 §9.3).
+    #[must_use]
+    pub fn keeps_alive(&self) -> bool {
+        let close = self.has_token("Connection", "close");
+        !close && (self.minor == 1 || self.has_token("Connection", "keep-alive"))
     }
 
     /// Whether a header that is a list of tokens holds this one, in any of its lines: proxies join and split them.
     #[must_use]
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.headers
-            .iter()
-            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
-            .flat_map(|(_, value)| value.split(','))
-            .any(|found| found.trim().eq_ignore_ascii_case(token))
+        let mut tokens = self.values(name).flat_map(|value| value.split(','));
+        tokens.any(|found| found.trim().eq_ignore_ascii_case(token))
     }
 
     /// HTML instead of what was asked for.
@@ -111,26 +122,41 @@ pub fn request(
     head
 }
 
-/// Reads a head, and whatever came in the same bytes.
+/// Why there is no head.
+#[derive(Debug)]
+pub struct NoHead {
+    /// One line: too long, not HTTP, or the connection ended.
+    pub text: String,
+    /// Not a byte came.
+    pub silent: bool,
+}
+
+/// Reads a head, and whatever came in the same bytes. `bytes` is what was read before.
 ///
 /// # Errors
-/// One line that says what was wrong with it: too long, not HTTP, or the connection ended.
-pub async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Result<Head, String> {
-    let mut bytes = Vec::with_capacity(CHUNK);
+/// When there is none.
+pub async fn read_head(
+    stream: &mut (impl AsyncRead + Unpin),
+    mut bytes: Vec<u8>,
+) -> Result<Head, NoHead> {
     loop {
+        let failed = |text, silent| Err(NoHead { text, silent });
+        match parse(&bytes) {
+            Ok(Some(head)) => return Ok(head),
+            Ok(None) => {}
+            Err(text) => return failed(text, false),
+        }
         let start = bytes.len();
+        if start >= MAX_HEAD {
+            let text = format!("the head of the answer is longer than {MAX_HEAD} bytes");
+            return failed(text, false);
+        }
         bytes.resize(start.saturating_add(CHUNK), 0);
         let space = bytes.get_mut(start..).unwrap_or_default();
-        let got = stream.read(space).await.map_err(|error| super::tls::explain(&error))?;
-        bytes.truncate(start.saturating_add(got));
-        if got == 0 {
-            return Err("the connection ended before an answer".to_owned());
-        }
-        if let Some(head) = parse(&bytes)? {
-            return Ok(head);
-        }
-        if bytes.len() >= MAX_HEAD {
-            return Err(format!("the head of the answer is longer than {MAX_HEAD} bytes"));
+        match stream.read(space).await {
+            Ok(0) => return failed("the connection ended before an answer".to_owned(), start == 0),
+            Ok(got) => bytes.truncate(start.saturating_add(got)),
+            Err(error) => return failed(super::tls::explain(&error), start == 0),
         }
     }
 }
@@ -148,6 +174,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {
         response.headers.iter().map(|header| (header.name.to_owned(), text(header.value)));
     Ok(Some(Head {
         status: response.code.unwrap_or_default(),
+        minor: response.version.unwrap_or_default(),
         headers: headers.collect(),
         rest: bytes.get(length..).unwrap_or_default().to_vec(),
     }))
@@ -175,7 +202,8 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8]) -> Result<Head, String> {
-        smol::future::block_on(read_head(&mut smol::io::Cursor::new(bytes.to_vec())))
+        let mut stream = smol::io::Cursor::new(bytes.to_vec());
+        smol::future::block_on(read_head(&mut stream, Vec::new())).map_err(|none| none.text)
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The one connection: opens it, carries messages both ways, says how it ended.
 //!
-//! A transport is one function that runs until its link is over: [`websocket::run`] now, plain HTTP beside it. It
-//! is given the messages to send and tells what came; what to do about it is the core's business.
+//! A transport is one function that runs until its link is over: [`websocket::run`], [`http::run`]. It is given the messages to send and tells what came; what to do about it is the core's business.
 
+mod body;
+mod http;
 pub mod http1;
 mod pins;
 mod proxy;
@@ -26,6 +27,7 @@ use smol::io::{AsyncRead, AsyncWrite};
 
 pub use crate::agent::session::LinkError;
 use crate::agent::session::LinkErrorKind;
+use crate::agent::uid::Uid;
 use crate::net;
 use crate::reactor::{Io, within};
 use crate::settings::{Scheme, Server};
@@ -40,6 +42,8 @@ pub enum Incoming {
     Up,
     /// One message, its header taken off.
     Message(Bytes),
+    /// Over plain HTTP: the message sent last is too large for the server. The link goes on.
+    TooLarge(String),
     /// The peer answered a ping.
     Pong,
     /// Something to log; the link goes on.
@@ -51,8 +55,13 @@ pub enum Incoming {
 /// What a link is told.
 #[derive(Debug)]
 pub enum Outgoing {
-    /// Send a message, as [`frame`] made it.
-    Message(Bytes),
+    /// Send a message.
+    Message {
+        /// As [`frame`] made it.
+        body: Bytes,
+        /// The `instance_uid` in it.
+        uid: Uid,
+    },
     /// Send a ping.
     Ping,
     /// Close in order, after what was sent before.
@@ -85,10 +94,7 @@ pub struct Plan {
 pub async fn run(plan: Plan, outgoing: Receiver<Outgoing>, incoming: Sender<Incoming>) {
     let end = match plan.server.endpoint.scheme {
         Scheme::Ws | Scheme::Wss => websocket::run(&plan, outgoing, &incoming).await,
-        Scheme::Http | Scheme::Https => Err(LinkError {
-            text: format!("{}: plain HTTP is not built in yet", plan.server.endpoint),
-            kind: LinkErrorKind::Failed,
-        }),
+        Scheme::Http | Scheme::Https => http::run(&plan, outgoing, &incoming).await,
     };
     // The receiver is gone only when nobody wants to know.
     let _ = incoming.send(Incoming::Down(end.err())).await;

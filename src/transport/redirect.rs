@@ -212,7 +212,7 @@ mod tests {
     fn head(location: &str) -> Head {
         let text = format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\n\r\n");
         let mut text = smol::io::Cursor::new(text.into_bytes());
-        smol::future::block_on(super::super::http1::read_head(&mut text)).unwrap()
+        smol::future::block_on(super::super::http1::read_head(&mut text, Vec::new())).ok().unwrap()
     }
 
     #[test]
@@ -336,7 +336,10 @@ mod tests {
         assert!(target.redirect(&head("/3"), &server).unwrap_err().contains("after 5 times"));
         assert!(target.redirect(&head("wss://a/x"), &server).unwrap_err().contains("circle"));
         let mut nowhere = smol::io::Cursor::new(b"HTTP/1.1 307 Off\r\n\r\n".to_vec());
-        let nowhere = smol::future::block_on(super::super::http1::read_head(&mut nowhere)).unwrap();
+        let nowhere =
+            smol::future::block_on(super::super::http1::read_head(&mut nowhere, Vec::new()))
+                .ok()
+                .unwrap();
         assert!(target.redirect(&nowhere, &server).unwrap_err().contains("no Location"));
     }
 }

@@ -68,7 +68,7 @@ pub(super) async fn run(
         let told = async { Next::Told(outgoing.recv().await.ok()) };
         let came = async { Next::Came(link.socket.next().await) };
         match smol::future::or(told, came).await {
-            Next::Told(Some(Outgoing::Message(body))) => {
+            Next::Told(Some(Outgoing::Message { body, .. })) => {
                 large |= body.len() > LARGE_FRAME;
                 link.send(Message::Binary(body)).await?;
             }
@@ -232,7 +232,7 @@ async fn ask(plan: &Plan, target: &Target) -> Result<(Stream, Head, String), Lin
     let exchange = async {
         stream.write_all(request.as_bytes()).await.map_err(|error| super::tls::explain(&error))?;
         stream.flush().await.map_err(|error| super::tls::explain(&error))?;
-        http1::read_head(&mut stream).await
+        http1::read_head(&mut stream, Vec::new()).await.map_err(|none| none.text)
     };
     let limit = plan.server.timeouts.tls;
     match within(limit, exchange).await {

@@ -13,6 +13,7 @@
 )]
 
 pub(crate) mod authority;
+pub(crate) mod http;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -422,6 +423,14 @@ impl Server {
 
     pub(crate) fn wss(&self) -> String {
         format!("wss://{}/v1/opamp", self.address)
+    }
+
+    pub(crate) fn http(&self) -> String {
+        format!("http://{}/v1/opamp", self.address)
+    }
+
+    pub(crate) fn https(&self) -> String {
+        format!("https://{}/v1/opamp", self.address)
     }
 
     /// The next connection as it comes.

@@ -192,7 +192,7 @@ func (a *agent) stop() {
 	if a.server != nil {
 		a.server.mu.Lock()
 		from, closed, cleanly = len(a.server.messages), a.server.closed, a.server.cleanly
-		talking = len(a.server.live) > 0 || a.server.transport.polling
+		talking = len(a.server.live) > 0 || a.server.transport.polling && a.server.connected > 0
 		a.server.mu.Unlock()
 	}
 	select {

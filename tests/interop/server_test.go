@@ -36,8 +36,8 @@ var (
 	plainTLS = transport{scheme: "https", secure: true, polling: true}
 )
 
-// agentTransports are those that chiton speaks today; plain and plainTLS are two more rows here.
-var agentTransports = []transport{ws, wss}
+// agentTransports are those that chiton speaks.
+var agentTransports = []transport{ws, wss, plain, plainTLS}
 
 func overEach(t *testing.T, rows []transport, test func(*testing.T, transport)) {
 	for _, row := range rows {

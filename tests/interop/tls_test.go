@@ -4,6 +4,8 @@ import (
 	"testing"
 )
 
+var secureTransports = []transport{wss, plainTLS}
+
 // refused waits until the server has turned the agent away several times, on connections that
 // never reached OpAMP, and then looks at the workload.
 func refused(t *testing.T, s *opampServer, port int) {
@@ -20,37 +22,43 @@ func refused(t *testing.T, s *opampServer, port int) {
 }
 
 func TestClientWithoutCertificateIsRefused(t *testing.T) {
-	s := newServer(t, wss)
-	port := freePort(t)
-	a := startAgent(t, s, func(set *settings) {
-		servesConfig(t, port)(set)
-		set.LocalConfig = "who: local\n"
-		set.Cert, set.Key = "", ""
+	overEach(t, secureTransports, func(t *testing.T, row transport) {
+		s := newServer(t, row)
+		port := freePort(t)
+		a := startAgent(t, s, func(set *settings) {
+			servesConfig(t, port)(set)
+			set.LocalConfig = "who: local\n"
+			set.Cert, set.Key = "", ""
+		})
+		refused(t, s, port)
+		a.stop()
 	})
-	refused(t, s, port)
-	a.stop()
 }
 
 func TestServerOfAnotherAuthorityIsRefused(t *testing.T) {
-	s := newServer(t, wss)
-	port := freePort(t)
-	a := startAgent(t, s, func(set *settings) {
-		servesConfig(t, port)(set)
-		set.LocalConfig = "who: local\n"
-		set.CA = newAuthority(t, "another root").caFile
+	overEach(t, secureTransports, func(t *testing.T, row transport) {
+		s := newServer(t, row)
+		port := freePort(t)
+		a := startAgent(t, s, func(set *settings) {
+			servesConfig(t, port)(set)
+			set.LocalConfig = "who: local\n"
+			set.CA = newAuthority(t, "another root").caFile
+		})
+		refused(t, s, port)
+		a.stop()
 	})
-	refused(t, s, port)
-	a.stop()
 }
 
 func TestClientOfAnotherAuthorityIsRefused(t *testing.T) {
-	s := newServer(t, wss)
-	port := freePort(t)
-	a := startAgent(t, s, func(set *settings) {
-		servesConfig(t, port)(set)
-		set.LocalConfig = "who: local\n"
-		set.Cert, set.Key = newAuthority(t, "another root").client(t, "edge-1")
+	overEach(t, secureTransports, func(t *testing.T, row transport) {
+		s := newServer(t, row)
+		port := freePort(t)
+		a := startAgent(t, s, func(set *settings) {
+			servesConfig(t, port)(set)
+			set.LocalConfig = "who: local\n"
+			set.Cert, set.Key = newAuthority(t, "another root").client(t, "edge-1")
+		})
+		refused(t, s, port)
+		a.stop()
 	})
-	refused(t, s, port)
-	a.stop()
 }

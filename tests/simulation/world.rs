@@ -139,6 +139,10 @@ enum Later {
         outgoing: Box<Outgoing>,
         effective: Option<String>,
     },
+    /// An answer over plain HTTP that is of no use: no message, or for another.
+    Garbled {
+        link: u64,
+    },
     /// A ping reaches the server.
     Ping {
         link: u64,
@@ -184,6 +188,9 @@ struct Disk {
     next: u64,
 }
 
+/// Bytes that are no message.
+const NONSENSE: &[u8] = b"\x0a\xff\xff\xff";
+
 pub(crate) struct World {
     profile: Profile,
     random: Random,
@@ -218,6 +225,8 @@ pub(crate) struct World {
     server: Model,
     offers: u64,
     moods: VecDeque<Mood>,
+    /// The next answer over plain HTTP is of no use.
+    garbles: bool,
     net: Net,
     link: u64,
     /// Neither side hears the other, nobody knows.
@@ -444,6 +453,7 @@ impl World {
             server,
             offers: 0,
             moods: VecDeque::new(),
+            garbles: false,
             net: Net::None,
             link: 0,
             deaf: false,
@@ -508,7 +518,7 @@ impl World {
 
     fn later(&mut self, wait: Duration, what: Later) {
         self.ticket += 1;
-        if matches!(what, Later::Down { .. } | Later::Up { .. }) {
+        if matches!(what, Later::Down { .. } | Later::Up { .. } | Later::Garbled { .. }) {
             self.in_flight += 1;
         }
         self.queue.insert((self.now + wait, self.ticket), what);
@@ -633,6 +643,17 @@ impl World {
             Later::Up { link, outgoing, effective } => {
                 self.in_flight -= 1;
                 self.up(link, &outgoing, effective.as_ref());
+            }
+            Later::Garbled { link } => {
+                self.in_flight -= 1;
+                if link == self.link && self.net == Net::Up {
+                    self.asked_http = false;
+                    let bytes = match self.random.percent(50) {
+                        true => Bytes::from_static(NONSENSE),
+                        false => stranger(&mut self.random).encode_to_vec().into(),
+                    };
+                    self.handle(Event::Received { link, bytes });
+                }
             }
             Later::Ping { link } => {
                 if link == self.link && self.net == Net::Up && !self.deaf {
@@ -946,12 +967,17 @@ impl World {
         }
         let mood = self.moods.pop_front().unwrap_or(Mood::Fine);
         let reply = self.server.answer(outgoing, effective, mood);
-        if self.now < self.mute_until && !self.http {
+        let garbled = self.http && core::mem::take(&mut self.garbles);
+        if (self.now < self.mute_until && !self.http) || garbled {
             if reply.flags & FULL_STATE != 0 || reply.agent_identification.is_some() {
                 // It will ask again.
                 let uid = outgoing.message.instance_uid.to_vec();
                 self.server.views.entry(uid).or_default().needs_full |=
                     reply.flags & FULL_STATE != 0;
+            }
+            if garbled {
+                let wait = self.soon();
+                self.later(wait, Later::Garbled { link });
             }
             return;
         }
@@ -1349,14 +1375,9 @@ impl World {
     }
 
     fn foreign(&mut self) {
+        self.garbles = self.http;
         if self.net == Net::Up && !self.http {
-            let message = ServerToAgent {
-                instance_uid: self.random.bytes16().to_vec().into(),
-                flags: FULL_STATE,
-                remote_config: Some(Offer::new(u64::MAX, 1, Kind::Good).message()),
-                agent_identification: None::<AgentIdentification>,
-                ..ServerToAgent::default()
-            };
+            let message = stranger(&mut self.random);
             let (wait, link) = (self.soon(), self.link);
             self.deliver(wait, link, message, true);
         }
@@ -1365,9 +1386,13 @@ impl World {
     /// Bytes that are no message, and events of links that are gone.
     fn nonsense(&mut self) {
         let gone = self.link.wrapping_sub(1);
-        let bytes = Bytes::from_static(b"\x0a\xff\xff\xff");
+        let bytes = Bytes::from_static(NONSENSE);
         let sent = self.tally.sent;
-        self.handle(Event::Received { link: self.link, bytes: bytes.clone() });
+        if self.http {
+            self.garbles = true;
+        } else {
+            self.handle(Event::Received { link: self.link, bytes: bytes.clone() });
+        }
         self.handle(Event::Received { link: gone, bytes });
         self.handle(Event::Pong { link: gone });
         self.handle(Event::LinkUp { link: gone });
@@ -1412,6 +1437,7 @@ impl World {
         self.disk_fails = 0;
         self.throttles = 0;
         self.moods.clear();
+        self.garbles = false;
         self.server.insists = false;
         self.server.new_uid = None;
         for until in [
@@ -1444,6 +1470,17 @@ impl World {
         assert_eq!(view.status.as_ref(), Some(status));
         assert_eq!(view.effective.as_ref(), Some(&wanted.body));
         self.tally.applied += 1;
+    }
+}
+
+/// A message for another agent.
+fn stranger(random: &mut Random) -> ServerToAgent {
+    ServerToAgent {
+        instance_uid: random.bytes16().to_vec().into(),
+        flags: FULL_STATE,
+        remote_config: Some(Offer::new(u64::MAX, 1, Kind::Good).message()),
+        agent_identification: None::<AgentIdentification>,
+        ..ServerToAgent::default()
     }
 }
 
