@@ -55,6 +55,8 @@ struct Registry {
     made: u64,
     /// Those of them that live and are [`Kind::Act`].
     acting: u32,
+    /// There were such: an orphan may have become init's.
+    acted: bool,
     /// Children whose status their owner collects.
     children: BTreeMap<i32, (Kind, String)>,
 }
@@ -103,10 +105,14 @@ pub async fn end_leftovers() -> Ended {
         return Ended::default();
     };
     let (prefix, me) = (format!("{key}."), getpid().as_raw_pid());
-    let is_left = |process: &Process| {
-        process.pid != me && mark(process.pid).is_some_and(|mark| mark.starts_with(&prefix))
-    };
-    kill(|| living(|process, _| is_left(process))).await
+    // A zombie has no environment any more.
+    let is_left =
+        |pid: &i32| *pid != me && mark(*pid).is_some_and(|mark| mark.starts_with(&prefix));
+    kill(|| {
+        let all = pids().into_iter().flatten().filter(is_left);
+        all.filter_map(Pid::from_raw).collect()
+    })
+    .await
 }
 
 /// Ends everything below us, but what a command starts that acts on the system.
@@ -136,6 +142,7 @@ impl Family {
             registry.made = registry.made.wrapping_add(1);
             if kind == Kind::Act {
                 registry.acting = registry.acting.saturating_add(1);
+                registry.acted = true;
                 registry.let_go();
             }
             let key = registry.key.as_deref().unwrap_or("-");
@@ -201,8 +208,9 @@ impl Family {
             return process.group == leader;
         }
         let Some(top) = top(process, table) else {
-            // It left while orphans were let go.
+            // It may have left while orphans were let go.
             return self.kind == Kind::Workload
+                && REGISTRY.with_borrow(|registry| registry.acted)
                 && mark(process.pid).is_some_and(|mark| mark == self.mark);
         };
         if top.pid == leader || top.group == leader {
@@ -221,20 +229,24 @@ impl Family {
         })
     }
 
-    /// After the leader's end: lets the others end by themselves until `grace`, then kills them.
-    pub(super) async fn end(&self, grace: &Cell<Option<Mono>>) -> Ended {
+    /// After the leader's end: lets the others end by themselves until `grace`, then kills them. Who was `asked` to end,
+    /// or is about to, was not left behind.
+    pub(super) async fn end(&self, asked: &Cell<bool>, grace: &Cell<Option<Mono>>) -> Ended {
+        let mut found = self.others().len();
+        if found > 0 && !asked.get() {
+            Timer::after(LAST_LOOK).await;
+            found = self.others().len();
+        }
         let mut pause = FIRST_LOOK;
-        let found = self.others().len();
-        if found > 0 {
-            while grace.get().is_some_and(|until| now() < until) && !self.others().is_empty() {
-                look_again(&mut pause).await;
-            }
+        while found > 0 && grace.get().is_some_and(|until| now() < until) {
+            look_again(&mut pause).await;
+            found = self.others().len();
         }
         if let Some(leader) = self.leader.get() {
             kill_group(leader.as_raw_pid());
         }
         let left = if found > 0 { kill(|| self.others()).await.left } else { 0 };
-        Ended { found, left }
+        Ended { found: if asked.get() { left } else { found }, left }
     }
 }
 
@@ -315,22 +327,20 @@ impl Process {
     }
 }
 
-/// All processes that can be seen.
+/// All that can be seen.
+fn pids() -> io::Result<impl Iterator<Item = i32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(pids.take(MAX_PROCESSES))
+}
+
 fn table() -> io::Result<Table> {
-    let mut table = Table::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        if table.len() >= MAX_PROCESSES {
-            break;
-        }
-        // Gone since it was listed: it is nobody's.
-        let process = read(&format!("/proc/{pid}/stat"), MAX_STAT).ok();
-        if let Some(process) = process.and_then(|stat| Process::parse(pid, &stat)) {
-            table.insert(pid, process);
-        }
-    }
-    Ok(table)
+    // Gone since it was listed: it is nobody's.
+    let look = |pid| {
+        let stat = read(&format!("/proc/{pid}/stat"), MAX_STAT).ok()?;
+        Some((pid, Process::parse(pid, &stat)?))
+    };
+    Ok(pids()?.filter_map(look).collect())
 }
 
 fn living(fits: impl Fn(&Process, &Table) -> bool) -> Vec<Pid> {

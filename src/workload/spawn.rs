@@ -125,6 +125,8 @@ pub struct Child {
     output: PipeReader,
     tail: RefCell<Tail>,
     exit: Cell<Option<Exit>>,
+    /// It was told to end, or killed by us.
+    asked: Cell<bool>,
     /// Until when what outlives it may end by itself.
     grace: Cell<Option<Mono>>,
     /// Held by the one waiter that reads and watches; the others wait for it to let go.
@@ -202,6 +204,7 @@ impl Child {
             output,
             tail: RefCell::new(Tail::default()),
             exit: Cell::new(None),
+            asked: Cell::new(false),
             grace: Cell::new(None),
             driver: Mutex::new(()),
         })
@@ -234,7 +237,7 @@ impl Child {
         }
         let end = async {
             let exit = self.watch.ended().await;
-            Exit { others: self.family.end(&self.grace).await, ..exit }
+            Exit { others: self.family.end(&self.asked, &self.grace).await, ..exit }
         };
         let exit = smol::future::or(end, self.listen()).await;
         self.watch.collect();
@@ -301,6 +304,7 @@ impl Child {
     /// # Errors
     /// When the group may not be signalled.
     pub fn terminate(&self) -> io::Result<()> {
+        self.asked.set(true);
         self.signal(Signal::TERM)?;
         self.signal(Signal::CONT)
     }
@@ -321,6 +325,7 @@ impl Child {
     /// # Errors
     /// When the group may not be signalled.
     pub fn kill(&self) -> io::Result<()> {
+        self.asked.set(true);
         self.signal(Signal::KILL)
     }
 
