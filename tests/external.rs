@@ -29,6 +29,8 @@ use RemoteConfigStatuses::{Applied, Failed};
 const GATE: &str = "rollback: { window: 10s, interval: 20ms, successes: 2 }";
 /// A gate in which a test has time to do something.
 const LONG_GATE: &str = "rollback: { window: 10s, interval: 100ms, successes: 50 }";
+/// A gate in which even a slow machine's workload has time to die.
+const DEATH_GATE: &str = "rollback: { window: 10s, interval: 100ms, successes: 15 }";
 /// A gate in which nothing takes long to be given up.
 const SHORT_GATE: &str = "rollback: { window: 500ms, interval: 20ms, successes: 2 }";
 
@@ -37,13 +39,12 @@ const SHORT_GATE: &str = "rollback: { window: 500ms, interval: 20ms, successes: 
 struct Wish {
     /// The workload is to run.
     up: bool,
-    /// What Chiton asks for is done.
-    obeys: bool,
     over: bool,
 }
 
 /// The init system: one service.
 struct Init {
+    dir: PathBuf,
     wish: Arc<Mutex<Wish>>,
     started: Arc<Mutex<Vec<i32>>>,
     thread: Option<JoinHandle<()>>,
@@ -55,15 +56,15 @@ impl Init {
         let script = format!(
             "take() {{ cp \"$1\" {dir}/seen.$$.new 2>/dev/null && mv {dir}/seen.$$.new {dir}/seen.$$\n\
              if grep -q 'die: now' \"$1\" 2>/dev/null; then exit 3; fi; }}\n\
-             trap 'take \"$1\"' HUP\ntake \"$1\"\nwhile :; do sleep 0.02; done\n",
+             trap 'take \"$1\"' HUP\necho > {dir}/ready.$$\ntake \"$1\"\nwhile :; do sleep 0.02; done\n",
             dir = home.path("").display()
         );
         fs::write(home.path("service.sh"), script).unwrap();
-        let wish = Arc::new(Mutex::new(Wish { up: true, obeys: true, over: false }));
+        let wish = Arc::new(Mutex::new(Wish { up: true, over: false }));
         let started = Arc::new(Mutex::new(Vec::new()));
         let (theirs, pids, dir) = (Arc::clone(&wish), Arc::clone(&started), home.path(""));
         let thread = thread::spawn(move || serve(&dir, &theirs, &pids));
-        let init = Self { wish, started, thread: Some(thread) };
+        let init = Self { dir: home.path(""), wish, started, thread: Some(thread) };
         init.process(1);
         init
     }
@@ -77,9 +78,10 @@ impl Init {
         self.started.lock().unwrap().clone()
     }
 
-    /// Waits for process number `count` (from 1).
+    /// Waits for process number `count` (from 1): it hears SIGHUP.
     fn process(&self, count: usize) -> i32 {
-        eventually("init starts it", || self.pids().get(count - 1).copied())
+        let ready = |pid: &i32| self.dir.join(format!("ready.{pid}")).exists();
+        eventually("init starts it", || self.pids().get(count - 1).copied().filter(ready))
     }
 
     /// Ends it, and leaves it so. What stays behind is a stale pid file.
@@ -107,19 +109,18 @@ fn serve(dir: &Path, wish: &Mutex<Wish>, started: &Mutex<Vec<i32>>) {
         }
     };
     loop {
-        let wish = *wish.lock().unwrap();
+        let mut wish = wish.lock().unwrap();
         if wish.over {
             return end(&mut child);
         }
         if child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some()) {
             child = None;
         }
-        let mut up = wish.up;
-        if wish.obeys && fs::remove_file(dir.join("restart")).is_ok() {
-            end(&mut child);
-            up = true;
-        }
-        if !wish.up && !up {
+        let restart = dir.join("restart").exists();
+        wish.up |= restart;
+        let up = wish.up;
+        drop(wish);
+        if restart || !up {
             end(&mut child);
         }
         if up && child.is_none() {
@@ -137,14 +138,18 @@ fn serve(dir: &Path, wish: &Mutex<Wish>, started: &Mutex<Vec<i32>>) {
             started.lock().unwrap().push(pid.try_into().unwrap());
             child = Some(process);
         }
+        if restart {
+            fs::remove_file(dir.join("restart")).unwrap();
+        }
         thread::park_timeout(Duration::from_millis(2));
     }
 }
 
-/// By its pid file; `restart` is a command that tells init.
+/// By its pid file; `restart` is a command that tells init, and ends when that has been done.
 fn by_pid_file(home: &Home) -> String {
     let dir = home.path("").display().to_string();
-    format!("pid_file: {dir}service.pid, restart: [/bin/sh, -c, \"echo > {dir}restart\"]")
+    let restart = format!("echo > {dir}restart; while [ -e {dir}restart ]; do sleep 0.01; done");
+    format!("pid_file: {dir}service.pid, restart: [/bin/sh, -c, \"{restart}\"]")
 }
 
 /// `more` are entries of `remote_config`.
@@ -179,6 +184,11 @@ fn commit(peer: &mut Peer, uid: &[u8], hash: &str, body: &str) {
     peer.status(hash, Applied);
 }
 
+/// Waits until a process has read this configuration.
+fn reads(home: &Home, pid: i32, body: &str) {
+    eventually("it has read it", || (home.seen(pid) == body).then_some(()));
+}
+
 fn runs(agent: &Agent<'_>, pid: i32) {
     agent.shows("workload.pid", |shown| shown.as_i64() == Some(pid.into()));
 }
@@ -210,11 +220,11 @@ fn a_config_is_applied_by_the_restart_command_and_the_workload_outlives_the_agen
     let uid = &first.instance_uid;
     commit(&mut peer, uid, "h1", "level: 1\n");
     let pid = init.process(2);
-    has_read(&home, pid, "level: 1\n");
+    reads(&home, pid, "level: 1\n");
     runs(&agent, pid);
     let began = agent.shows("health.start_time_unix_nano", |at| at.as_u64() > Some(0));
     commit(&mut peer, uid, "h2", "level: 2\n");
-    has_read(&home, init.process(3), "level: 2\n");
+    reads(&home, init.process(3), "level: 2\n");
     runs(&agent, init.process(3));
     agent.shows("health.start_time_unix_nano", |at| at.as_u64() > began.as_u64());
     assert_eq!(init.pids().len(), 3, "one restart for one config");
@@ -243,7 +253,7 @@ fn a_config_is_applied_by_sighup_to_the_main_process() {
         runs(&agent, pid);
         let body = format!("level: {number}\n");
         commit(&mut peer, &first.instance_uid, &body, &body);
-        eventually("it has read it", || (home.seen(pid) == body).then_some(()));
+        reads(&home, pid, &body);
         assert_eq!(init.pids(), [pid]);
         stop(agent, peer, &init);
     }
@@ -266,7 +276,7 @@ fn a_reload_command_and_an_apply_command_are_used_where_they_are_given() {
         runs(&agent, pid);
         let body = format!("level: {number}\n");
         commit(&mut peer, &first.instance_uid, &body, &body);
-        eventually("it has read it", || (home.seen(pid) == body).then_some(()));
+        reads(&home, pid, &body);
         let asked = fs::read_to_string(home.path("asked")).unwrap();
         assert_eq!(asked.lines().count(), number + 1);
         assert_eq!(init.pids(), [pid]);
@@ -290,7 +300,7 @@ fn a_new_main_process_in_the_window_rolls_back(start: impl Fn(&Home) -> Agent<'_
     assert!(status.error_message.contains("main process"), "{status:?}");
     agent.stop_with(peer);
 
-    home.settings(&server.ws(), &settings(by_pid_file(&home), GATE, &[]));
+    home.settings(&server.ws(), &settings(by_pid_file(&home), DEATH_GATE, &[]));
     let agent = start(&home);
     let (mut peer, _) = server.greet();
     commit(&mut peer, uid, "h2", "level: 2\n");
@@ -321,18 +331,12 @@ fn without_pidfd(home: &Home) -> Agent<'_> {
     home.start_by(command)
 }
 
-/// Whether strace is there and may trace; CI has it.
-fn can_trace() -> bool {
-    let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
-    traced.is_ok_and(|status| status.success())
-}
-
 #[test]
 fn without_pidfd_it_is_noticed_all_the_same() {
-    if can_trace() {
-        a_new_main_process_in_the_window_rolls_back(without_pidfd);
-        death_and_return_are_told(without_pidfd);
-    }
+    let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
+    assert!(traced.is_ok_and(|status| status.success()), "strace is needed, and leave to trace");
+    a_new_main_process_in_the_window_rolls_back(without_pidfd);
+    death_and_return_are_told(without_pidfd);
 }
 
 fn death_and_return_are_told(start: impl Fn(&Home) -> Agent<'_>) {
@@ -398,11 +402,9 @@ fn one_that_is_down_is_started_with_the_new_config() {
     let (agent, mut peer, first) =
         connected(&home, &server, &settings(by_pid_file(&home), GATE, &[]));
     agent.tells("workload.last_error", &["no such process"]);
-    init.wish(|wish| wish.up = true);
     commit(&mut peer, &first.instance_uid, "h1", "level: 1\n");
-    eventually("it runs with it", || {
-        (home.seen(*init.pids().last().unwrap()) == "level: 1\n").then_some(())
-    });
+    reads(&home, init.process(2), "level: 1\n");
+    runs(&agent, init.process(2));
     stop(agent, peer, &init);
 }
 
@@ -421,7 +423,7 @@ fn without_a_way_to_restart_the_init_systems_own_start_is_waited_for() {
     assert_eq!(init.pids().len(), 1);
     init.wish(|wish| wish.up = true);
     peer.status("h1", Applied);
-    has_read(&home, init.process(2), "level: 1\n");
+    reads(&home, init.process(2), "level: 1\n");
     stop(agent, peer, &init);
 }
 
@@ -429,11 +431,11 @@ fn without_a_way_to_restart_the_init_systems_own_start_is_waited_for() {
 fn a_restart_that_fails_or_is_not_done_rolls_back() {
     let (home, server) = (Home::new(), Server::new());
     let init = Init::new(&home);
-    init.wish(|wish| wish.obeys = false);
     let pid_file = format!("pid_file: {}", home.path("service.pid").display());
+    let ignored = "restart: [/bin/true]";
     let fails = "restart: [/bin/sh, -c, \"echo no such service; exit 5\"]";
     let rows = [
-        (by_pid_file(&home), &["still is", "500ms"][..]),
+        (format!("{pid_file}, {ignored}"), &["still is", "500ms"][..]),
         (format!("{pid_file}, {fails}"), &["/bin/sh", "status 5", "no such service"]),
         (format!("{pid_file}, restart: [/does/not/exist]"), &["/does/not/exist", "No such file"]),
         ("unit: chiton-test-of-no-such-unit.service".to_owned(), &["systemctl"]),
@@ -510,7 +512,7 @@ fn the_local_file_is_placed_at_the_start_and_read_once() {
     wanted.opamp.push(format!("local_config_path: {}", home.path("config.yaml").display()));
     let (agent, peer, _) = connected(&home, &server, &wanted);
     let pid = init.process(2);
-    eventually("it has read it", || (home.seen(pid) == "local: 1\n").then_some(()));
+    reads(&home, pid, "local: 1\n");
     agent.tells("config.source", &["local"]);
     stop(agent, peer, &init);
     let agent = home.start();
@@ -518,11 +520,6 @@ fn the_local_file_is_placed_at_the_start_and_read_once() {
     agent.settled(&mut peer, &first.instance_uid);
     stop(agent, peer, &init);
     assert_eq!(init.pids().len(), 2, "restarted for nothing");
-}
-
-/// It reads a moment after its pid is known.
-fn has_read(home: &Home, pid: i32, text: &str) {
-    eventually("it has read it", || (home.seen(pid) == text).then_some(()));
 }
 
 /// Commits level 1, and dies while level 2 is on trial.
@@ -535,9 +532,8 @@ fn interrupted(home: &Home, server: &Server, init: &Init) {
     let agent = home.start();
     let (mut peer, first) = server.greet();
     peer.send(&offer(&first.instance_uid, "h2", &[("config.yaml", "level: 2\n")]));
+    reads(home, init.process(before + 1), "level: 2\n");
     agent.tells("config.gate", &["trial"]);
-    let pid = init.process(before + 1);
-    has_read(home, pid, "level: 2\n");
     drop(agent); // SIGKILL
 }
 
@@ -573,14 +569,13 @@ fn after_an_interrupted_change_a_workload_that_lived_on_is_told_to_go_back() {
     let init = Init::new(&home);
     interrupted(&home, &server, &init);
     let before = init.pids().len();
-    has_read(&home, init.process(before), "level: 2\n");
+    reads(&home, init.process(before), "level: 2\n");
     let agent = home.start();
     let (peer, _) = server.greet();
-    let pid = init.process(before + 1);
-    eventually("it has read it", || (home.seen(pid) == "level: 1\n").then_some(()));
+    reads(&home, init.process(before + 1), "level: 1\n");
     // Then the trial is repeated.
     let pid = init.process(before + 2);
-    eventually("it has read it", || (home.seen(pid) == "level: 2\n").then_some(()));
+    reads(&home, pid, "level: 2\n");
     runs(&agent, pid);
     stop(agent, peer, &init);
 }

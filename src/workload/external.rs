@@ -230,11 +230,11 @@ fn parse_stat(text: &[u8]) -> Option<(u8, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-/// How old a process is.
+/// How old a process is at least: it may have begun at the end of its tick, and must not look older than what it read.
 #[must_use]
 pub fn age(process: Process) -> Duration {
-    let millis =
-        process.start.saturating_mul(1000).checked_div(clock_ticks_per_second()).unwrap_or(0);
+    let latest = process.start.saturating_add(1);
+    let millis = latest.saturating_mul(1000).checked_div(clock_ticks_per_second()).unwrap_or(0);
     clock::since_boot().saturating_sub(Duration::from_millis(millis))
 }
 

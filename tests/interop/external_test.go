@@ -97,8 +97,9 @@ func TestExternalCollector(t *testing.T) {
 		c.agent = newAgent(t, c.server, func(set *settings) {
 			owner = startInit(t, filepath.Join(set.StateDir, "workloads/default/config/config.yaml"))
 			set.PidFile = owner.pidFile
-			// Between two starts there is nobody to be ended: the next start reads what is in place.
-			set.Restart = []string{"/bin/sh", "-c", "kill $(cat " + owner.pidFile + ") 2>/dev/null; true"}
+			// Ends when another process is there. Between two starts there is nobody to be ended.
+			set.Restart = []string{"/bin/sh", "-c", fmt.Sprintf(
+				`old=$(cat %[1]s); kill $old 2>/dev/null; while [ "$(cat %[1]s)" = "$old" ]; do sleep 0.05; done`, owner.pidFile)}
 			set.HealthURL = fmt.Sprintf("http://127.0.0.1:%d/", c.health)
 		})
 		c.agent.start()
