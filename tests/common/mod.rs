@@ -295,6 +295,11 @@ impl Agent<'_> {
         peer.proves_to_work(uid);
     }
 
+    /// Whether it has ended, in whatever way.
+    pub(crate) fn is_over(&self) -> bool {
+        self.log.said.lock().unwrap().over
+    }
+
     pub(crate) fn terminate(&self) {
         kill_process(Pid::from_raw(self.pid()).unwrap(), Signal::TERM).unwrap();
     }
