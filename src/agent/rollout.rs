@@ -121,6 +121,8 @@ pub enum Staged {
     Refused(String),
     /// It could not be written: why.
     Failed(String),
+    /// No offer, and no local file is named: there is nothing to place.
+    Nothing,
 }
 
 #[derive(Clone, Debug)]
@@ -171,6 +173,11 @@ impl Rollout {
     #[must_use]
     pub const fn new(rules: Rollback, memory: Memory) -> Self {
         Self { rules, memory, phase: Phase::Idle, current: None, waiting: None, sick: Vec::new() }
+    }
+
+    /// Goes on by other rules.
+    pub const fn govern(&mut self, rules: Rollback) {
+        self.rules = rules;
     }
 
     /// What is on disk, or will be.
@@ -275,8 +282,9 @@ impl Rollout {
                 self.settle(Outcome::Failed(reason), out)
             }
             Staged::Refused(reason) | Staged::Failed(reason) => {
-                self.settle(Outcome::Failed(shorten(reason)), out)
+                self.settle(Outcome::Failed(shorten(reason, MAX_REASON)), out)
             }
+            Staged::Nothing => self.settle(Outcome::Unset, out),
         }
     }
 
@@ -289,7 +297,7 @@ impl Rollout {
                 false
             }
             Err(reason) => {
-                let reason = shorten(reason);
+                let reason = shorten(reason, MAX_REASON);
                 self.memory.remember_failure(generation.digest, &reason);
                 self.settle(Outcome::Failed(reason), out)
             }
@@ -525,7 +533,7 @@ impl Rollout {
     }
 
     fn roll_back(&mut self, digest: Digest, reason: String, out: &mut Vec<Order>) -> bool {
-        let reason = shorten(reason);
+        let reason = shorten(reason, MAX_REASON);
         out.push(Order::Say(format!("rolling back: {reason}")));
         self.phase = Phase::RollingBack { digest, reason, applying: false };
         out.push(Order::Activate(self.memory.committed));
@@ -557,6 +565,12 @@ impl Rollout {
         }
     }
 
+    /// Whether the workload is what is committed and stays so for now: a restart of it disturbs nothing.
+    #[must_use]
+    pub const fn leaves_workload_alone(&self) -> bool {
+        matches!(self.phase, Phase::Idle | Phase::Staging | Phase::Validating(_))
+    }
+
     /// Whether the local file at the start has been dealt with, or a remote configuration runs.
     #[must_use]
     pub const fn is_idle(&self) -> bool {
@@ -569,9 +583,9 @@ fn unwritten(reason: &str) -> Order {
 }
 
 /// Cuts a reason to its bound, at a character.
-fn shorten(mut reason: String) -> String {
-    if reason.len() > MAX_REASON {
-        let mut end = MAX_REASON;
+pub(super) fn shorten(mut reason: String, most: usize) -> String {
+    if reason.len() > most {
+        let mut end = most;
         while !reason.is_char_boundary(end) {
             end = end.saturating_sub(1);
         }

@@ -1,6 +1,7 @@
 //! The command line: what PRODUCT.md §2 promises.
 
 mod check;
+mod good;
 mod run;
 mod status;
 mod version;

@@ -4,6 +4,7 @@
 //! state_dir/
 //!   lock                         one agent at a time
 //!   instance_uid                 record: the uid and what it is bound to
+//!   settings                     record: the last good settings, not expanded
 //!   workloads/default/
 //!     record                     record: what is committed, what failed
 //!     config -> generations/7    the running generation: {config_dir}
@@ -30,7 +31,7 @@ use crate::agent::identity::Kept;
 use crate::agent::redact;
 use crate::agent::rollout::{Digest, Generation, Memory, Staged};
 use crate::settings::{RemoteConfig, Settings};
-use record::{Description, FileDescription, MAX_RECORD, Record};
+use record::{Description, FileDescription, LastGood, MAX_RECORD, Record};
 
 /// `state_dir`: others may pass through to what the workload reads, and see nothing.
 const STATE_MODE: u32 = 0o711;
@@ -40,6 +41,8 @@ const CONFIG_MODE: u32 = 0o640;
 const RECORD_MODE: u32 = 0o600;
 /// Largest local configuration file that is read.
 pub const MAX_LOCAL: u64 = 16 << 20;
+/// Largest record of the last good settings: their bounds as they are read leave room below it.
+const MAX_SETTINGS: u64 = 4 << 20;
 /// The name under which the one workload of today is kept.
 const WORKLOAD: &str = "default";
 
@@ -71,6 +74,18 @@ impl Store {
             rules: settings.remote_config.clone(),
             redact: settings.redact.clone(),
             group,
+        }
+    }
+
+    /// The same state directory by other rules; where it lies and whose it is does not change.
+    #[must_use]
+    pub fn govern(&self, settings: &Settings) -> Self {
+        Self {
+            root: self.root.clone(),
+            local: self.local.clone(),
+            rules: settings.remote_config.clone(),
+            redact: settings.redact.clone(),
+            group: self.group,
         }
     }
 
@@ -116,6 +131,21 @@ impl Store {
         save(&self.root.join("instance_uid"), kept)
     }
 
+    /// Keeps settings that are good, as they stand in `file` and what lies beside it; writes nothing where they are
+    /// kept already.
+    ///
+    /// # Errors
+    /// The step that failed; the older ones are still there.
+    pub fn keep_settings(&self, file: &Path, text: String) -> Result<(), String> {
+        let path = settings_of(&self.root);
+        let good = LastGood { file: file.display().to_string(), text };
+        match load_up_to(&path, MAX_SETTINGS) {
+            Ok(Some(kept)) if good == kept => Ok(()),
+            // Also where the old ones are broken.
+            _ => save(&path, &good),
+        }
+    }
+
     /// The record of the life cycle, and the running generation as it says: an interrupted change is undone.
     ///
     /// # Errors
@@ -147,6 +177,9 @@ impl Store {
     /// Places a set as a new generation beside the running one.
     #[must_use]
     pub fn stage(&self, offer: Option<&AgentConfigMap>, known: &[Digest]) -> Staged {
+        if offer.is_none() && self.local.is_none() {
+            return Staged::Nothing;
+        }
         let local = match self.read_local() {
             Ok(local) => local,
             Err(error) => return Staged::Failed(error),
@@ -360,9 +393,27 @@ impl Store {
     }
 }
 
+/// The settings that were last good for `file`; [`None`] when there are none below this `state_dir`.
+///
+/// # Errors
+/// When they are there and cannot be read.
+pub fn last_good(state_dir: &Path, file: &Path) -> Result<Option<String>, String> {
+    let kept: Option<LastGood> = load_up_to(&settings_of(state_dir), MAX_SETTINGS)?;
+    let name = file.display().to_string();
+    Ok(kept.filter(|kept| kept.file == name).map(|kept| kept.text))
+}
+
+fn settings_of(root: &Path) -> PathBuf {
+    root.join("settings")
+}
+
 /// Reads a record; [`None`] when there is none.
 fn load<R: Record>(path: &Path) -> Result<Option<R>, String> {
-    let bytes = match files::read(path, MAX_RECORD) {
+    load_up_to(path, MAX_RECORD)
+}
+
+fn load_up_to<R: Record>(path: &Path, most: u64) -> Result<Option<R>, String> {
+    let bytes = match files::read(path, most) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{}: {error}", path.display())),

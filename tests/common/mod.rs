@@ -124,7 +124,12 @@ impl Home {
 
     /// Starts the agent.
     pub(crate) fn start(&self) -> Agent<'_> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_chiton"))
+        self.start_by(Command::new(env!("CARGO_BIN_EXE_chiton")))
+    }
+
+    /// Starts the agent by a command that lacks its arguments; what it starts becomes the agent.
+    pub(crate) fn start_by(&self, mut command: Command) -> Agent<'_> {
+        let mut child = command
             .args(["run", "--config"])
             .arg(self.path("chiton.yaml"))
             .stdin(Stdio::null())
@@ -268,6 +273,11 @@ impl Agent<'_> {
 
     pub(crate) fn terminate(&self) {
         kill_process(Pid::from_raw(self.pid()).unwrap(), Signal::TERM).unwrap();
+    }
+
+    /// SIGHUP.
+    pub(crate) fn hang_up(&self) {
+        kill_process(Pid::from_raw(self.pid()).unwrap(), Signal::HUP).unwrap();
     }
 
     /// Waits for the end in order: exit code 0, and no workload left.
