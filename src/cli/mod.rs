@@ -32,7 +32,8 @@ chiton: an OpAMP agent for the edge
 Usage: chiton COMMAND [OPTIONS]
 
 Commands:
-  run      run the agent: keep the connection, manage the workload
+  run      run the agent: keep the connection, manage the workload;
+           SIGHUP makes it read the settings again
   check    validate the settings and what they point to; print what is in force
   status   ask the running agent how it is
   version  print version, target and protocol version
