@@ -10,6 +10,7 @@ pub mod host;
 pub mod json;
 pub mod log;
 pub mod net;
+pub mod notify;
 pub mod pool;
 pub mod reactor;
 pub mod runtime;

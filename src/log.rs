@@ -1,10 +1,14 @@
-//! The log: one line an event, to stderr.
+//! The log: one line an event, to stderr, to the journal or to syslog (`log.to`).
 //!
-//! Under systemd (JOURNAL_STREAM is set) a line begins with its priority as journald understands it and has no
-//! time of its own; elsewhere it begins with the time in UTC.
+//! journald and syslogd note time and priority themselves: a line of text has neither there. Elsewhere it begins with
+//! the time in UTC and the level.
 
-use std::io::{self, Write};
+pub mod limit;
+mod sink;
 
+use core::cell::RefCell;
+
+use self::sink::Sink;
 use crate::clock::Wall;
 use crate::json::Json;
 use crate::settings::{Level, Log as Settings, LogFormat};
@@ -13,50 +17,62 @@ use crate::settings::{Level, Log as Settings, LogFormat};
 const MAX_LINE: usize = 4096;
 
 /// Writes lines.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Log {
-    level: Level,
-    format: LogFormat,
-    journald: bool,
+    settings: Settings,
+    sink: RefCell<Sink>,
 }
 
 impl Log {
-    /// A log as the settings ask for it. `journald`: stderr is connected to the journal.
+    /// A log as the settings ask for it.
     #[must_use]
-    pub const fn new(settings: Settings, journald: bool) -> Self {
-        Self { level: settings.level, format: settings.format, journald }
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, sink: RefCell::new(Sink::open(settings.to)) }
     }
 
-    /// Writes one line; one that cannot be written is lost, for there is nowhere to say so.
-    pub fn write(&self, level: Level, text: &str, now: Wall) {
-        if level <= self.level {
-            let _ = io::stderr().lock().write_all(self.line(level, text, now).as_bytes());
+    /// Goes on as other settings ask for it.
+    pub fn govern(&mut self, settings: Settings) {
+        if self.settings.to != settings.to {
+            self.sink = RefCell::new(Sink::open(settings.to));
         }
+        self.settings = settings;
     }
 
-    fn line(&self, level: Level, text: &str, now: Wall) -> String {
+    /// Writes one line; where syslog or the journal do not take it, to stderr.
+    pub fn write(&self, level: Level, text: &str, now: Wall) {
+        if level > self.settings.level {
+            return;
+        }
+        let mut sink = self.sink.borrow_mut();
+        let daemon = sink.is_log_daemon();
+        let Err(why) = sink.put(level, &self.line(level, text, daemon, now)) else { return };
+        let mut stderr = Sink::Stderr { journal: false };
+        if let Some(why) = why {
+            let _ = stderr.put(Level::Warn, &self.line(Level::Warn, &why, false, now));
+        }
+        let _ = stderr.put(level, &self.line(level, text, false, now));
+    }
+
+    fn line(&self, level: Level, text: &str, daemon: bool, now: Wall) -> String {
         let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let end =
             text.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_LINE).unwrap_or(text.len());
         let text = text.get(..end).unwrap_or_default();
-        let (priority, word) = match level {
-            Level::Error => (3, "ERROR"),
-            Level::Warn => (4, "WARN"),
-            Level::Info => (6, "INFO"),
-            Level::Debug => (7, "DEBUG"),
+        let word = match level {
+            Level::Error => "ERROR",
+            Level::Warn => "WARN",
+            Level::Info => "INFO",
+            Level::Debug => "DEBUG",
         };
-        let prefix = if self.journald { format!("<{priority}>") } else { String::new() };
-        match self.format {
-            LogFormat::Text if self.journald => format!("{prefix}{text}\n"),
-            LogFormat::Text => format!("{} {word:5} {text}\n", rfc3339(now)),
-            LogFormat::Json => {
-                let line = Json::object([
-                    ("time", Json::text(rfc3339(now))),
-                    ("level", Json::text(word.to_ascii_lowercase())),
-                    ("message", Json::text(text)),
-                ]);
-                format!("{prefix}{line}\n")
-            }
+        match self.settings.format {
+            LogFormat::Text if daemon => text.to_owned(),
+            LogFormat::Text => format!("{} {word:5} {text}", rfc3339(now)),
+            LogFormat::Json => Json::object([
+                ("time", Json::text(rfc3339(now))),
+                ("level", Json::text(word.to_ascii_lowercase())),
+                ("message", Json::text(text)),
+            ])
+            .to_string(),
         }
     }
 }
@@ -115,23 +131,18 @@ mod tests {
 
     #[test]
     fn one_line_an_event_whatever_a_peer_says() {
-        let log = |format, journald| {
-            Log::new(Settings { level: Level::Info, format, to: LogTo::Auto }, journald)
-        };
+        let log = |format| Log::new(Settings { level: Level::Info, format, to: LogTo::Stderr });
         let text = "first\nsecond\u{1b}[31m";
         assert_eq!(
-            log(LogFormat::Text, false).line(Level::Warn, text, AT),
-            "2000-02-28T23:59:59.007Z WARN  first second [31m\n"
+            log(LogFormat::Text).line(Level::Warn, text, false, AT),
+            "2000-02-28T23:59:59.007Z WARN  first second [31m"
         );
+        assert_eq!(log(LogFormat::Text).line(Level::Error, text, true, AT), "first second [31m");
         assert_eq!(
-            log(LogFormat::Text, true).line(Level::Error, text, AT),
-            "<3>first second [31m\n"
-        );
-        assert_eq!(
-            log(LogFormat::Json, false).line(Level::Info, "a \"b\"", AT),
-            "{\"time\":\"2000-02-28T23:59:59.007Z\",\"level\":\"info\",\"message\":\"a \\\"b\\\"\"}\n"
+            log(LogFormat::Json).line(Level::Info, "a \"b\"", false, AT),
+            "{\"time\":\"2000-02-28T23:59:59.007Z\",\"level\":\"info\",\"message\":\"a \\\"b\\\"\"}"
         );
         let long = "x".repeat(100_000);
-        assert!(log(LogFormat::Text, false).line(Level::Info, &long, AT).len() < MAX_LINE + 64);
+        assert!(log(LogFormat::Text).line(Level::Info, &long, false, AT).len() < MAX_LINE + 64);
     }
 }

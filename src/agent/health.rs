@@ -49,6 +49,14 @@ impl Health {
         Self { started: now, has_checks, checks: Vec::new(), status: (String::new(), now) }
     }
 
+    /// Whether something beside the process being alive is checked from now on.
+    pub fn expect(&mut self, has_checks: bool) {
+        self.has_checks = has_checks;
+        if !has_checks {
+            self.checks.clear();
+        }
+    }
+
     /// Takes new results.
     pub fn checked(&mut self, results: Vec<CheckResult>) {
         self.checks = results;

@@ -35,7 +35,10 @@ use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, V
 use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{Mono, Now};
-use crate::settings::{Apply, Owner, Scheme, Settings};
+use crate::settings::{Apply, Connection, Owner, Scheme, Settings};
+
+/// Between restarts that the server asks for: a flood of commands is no way to keep a workload down.
+pub const RESTART_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -126,8 +129,23 @@ pub enum Event {
         /// One result a check; empty where there is none to run.
         results: Vec<CheckResult>,
     },
+    /// The settings were read again: what is in force now, or why they are bad and nothing has changed.
+    Settings(Result<Box<Reread>, String>),
     /// SIGTERM or SIGINT.
     Shutdown,
+}
+
+/// Settings that are in force from now on.
+#[derive(Clone, Debug)]
+pub struct Reread {
+    /// What the core takes from them.
+    pub config: Config,
+    /// What they mean for the connection.
+    pub connection: Connection,
+    /// The effective config is reported otherwise.
+    pub redaction: bool,
+    /// There are other checks, or they run at another interval.
+    pub checks: bool,
 }
 
 /// Something to be done. Actions are carried out in their order.
@@ -222,7 +240,7 @@ pub struct Host {
 }
 
 /// AgentDescription without the uid.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Attributes {
     identifying: BTreeMap<String, String>,
     non_identifying: BTreeMap<String, String>,
@@ -332,6 +350,10 @@ pub struct Agent {
     check_round: u64,
     next_check: Option<Mono>,
     checking: bool,
+    /// When the server last had its wish for a restart.
+    restarted: Option<Mono>,
+    /// The server wants a restart, and a trial is under way.
+    restart_due: bool,
 }
 
 /// What is managed, and reported.
@@ -343,6 +365,8 @@ struct Managed {
     health: Health,
     /// An interrupted change was undone on the disk, and a workload that lived on has not been told.
     stale: bool,
+    /// What is wrong with chiton.yaml, while older settings are in force, and since when.
+    bad_settings: Option<(String, Now)>,
 }
 
 impl Reportable for Managed {
@@ -351,7 +375,22 @@ impl Reportable for Managed {
     }
 
     fn health(&self) -> ComponentHealth {
-        self.health.tree(self.workload.as_ref(), self.waits_for_config())
+        let mut tree = self.health.tree(self.workload.as_ref(), self.waits_for_config());
+        if let Some((error, since)) = &self.bad_settings {
+            let settings = ComponentHealth {
+                healthy: false,
+                last_error: error.clone(),
+                status: "the last good settings are in force".to_owned(),
+                status_time_unix_nano: since.wall.unix_nanos(),
+                ..ComponentHealth::default()
+            };
+            if tree.healthy {
+                tree.healthy = false;
+                tree.last_error.clone_from(&settings.last_error);
+            }
+            tree.component_health_map.insert("settings".to_owned(), settings);
+        }
+        tree
     }
 
     fn remote_config_status(&self) -> RemoteConfigStatus {
@@ -414,6 +453,7 @@ impl Agent {
                 workload: config.workload.clone(),
                 health: Health::new(config.has_checks, now),
                 stale: false,
+                bad_settings: None,
                 config,
             },
             health: ComponentHealth::default(),
@@ -421,6 +461,8 @@ impl Agent {
             check_round: 0,
             next_check: None,
             checking: false,
+            restarted: None,
+            restart_due: false,
         }
     }
 
@@ -511,6 +553,7 @@ impl Agent {
                     workload.started(pid, now);
                 }
                 self.began(now);
+                self.restart_due = false;
                 self.applied(Ok(()), now, actions);
             }
             Event::WorkloadNotStarted(error) => {
@@ -541,6 +584,13 @@ impl Agent {
                 });
             }
             Event::Checked { round, results } => self.checked(round, results, now, actions),
+            Event::Settings(Ok(read)) => self.govern(*read, now, actions),
+            Event::Settings(Err(error)) => {
+                let error = cut(error);
+                let before = self.state.bad_settings.take().filter(|(old, _)| *old == error);
+                let since = before.map_or(now, |(_, since)| since);
+                self.state.bad_settings = Some((error, since));
+            }
             Event::Shutdown => self.shut_down(now, actions),
         }
         self.settle(now, actions);
@@ -555,13 +605,29 @@ impl Agent {
         [session, self.state.rollout.deadline(), workload, check].into_iter().flatten().min()
     }
 
+    /// How the connection is.
+    #[must_use]
+    pub fn link_state(&self) -> LinkState {
+        self.session.as_ref().map_or(LinkState::Idle, Session::link_state)
+    }
+
+    /// Whether the start is over: the workload was started, or could not be, or there is none to start yet.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        match self.state.workload.as_ref().map(Supervision::state) {
+            Some(State::Starting) => false,
+            Some(State::Stopped) => self.state.rollout.is_idle(),
+            _ => true,
+        }
+    }
+
     /// A view for people.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let workload = self.state.workload.as_ref();
         Snapshot {
             uid: self.session.as_ref().map(Session::uid),
-            link: self.session.as_ref().map_or(LinkState::Idle, Session::link_state),
+            link: self.link_state(),
             link_error: self.session.as_ref().and_then(Session::last_error).map(str::to_owned),
             capabilities: self.capabilities(),
             health: self.state.health(),
@@ -582,7 +648,7 @@ impl Agent {
     fn received(&mut self, link: u64, bytes: &Bytes, now: Now, actions: &mut Vec<Action>) {
         if let Err(error) = bounds::count(bytes, &self.state.config.bounds) {
             actions.push(Action::Log(
-                Tone::Warning,
+                Tone::Peer,
                 format!("refused a message from the server: {error}"),
             ));
             self.on_session(actions, |session, _| session.unusable(link));
@@ -592,7 +658,7 @@ impl Agent {
             Ok(message) => message,
             Err(error) => {
                 let text = format!("ignored a malformed message from the server: {error}");
-                actions.push(Action::Log(Tone::Warning, text));
+                actions.push(Action::Log(Tone::Peer, text));
                 self.on_session(actions, |session, _| session.unusable(link));
                 return;
             }
@@ -603,28 +669,76 @@ impl Agent {
         });
         match verdict {
             Verdict::Ignore => {}
-            Verdict::CommandOnly => self.command(&message, actions),
+            Verdict::CommandOnly => self.command(&message, now, actions),
             Verdict::Process => self.offers(message, now, actions),
         }
     }
 
-    fn command(&mut self, message: &ServerToAgent, actions: &mut Vec<Action>) {
+    fn command(&mut self, message: &ServerToAgent, now: Now, actions: &mut Vec<Action>) {
         let known = message.command.as_ref().map(|command| CommandType::try_from(command.r#type));
         let accepted =
             capabilities::has(self.capabilities(), AgentCapabilities::AcceptsRestartCommand);
         match known {
-            Some(Ok(CommandType::Restart)) if accepted => {
-                actions.push(Action::Log(
-                    Tone::Info,
-                    "restarting the workload: the server asks for it".to_owned(),
-                ));
-                self.on_workload(actions, Supervision::restart);
-            }
+            Some(Ok(CommandType::Restart)) if accepted => self.restart(now, actions),
             _ => {
                 let text = "ignored a command that is unknown or not accepted".to_owned();
-                actions.push(Action::Log(Tone::Warning, text));
+                actions.push(Action::Log(Tone::Peer, text));
             }
         }
+    }
+
+    /// The server wants the workload restarted. During a trial it waits for the end of that: a candidate is not to
+    /// fail, or to have its window used up, for a restart that has nothing to do with it.
+    fn restart(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let mut ignored = |why: String| {
+            actions.push(Action::Log(Tone::Peer, format!("ignored a command to restart: {why}")));
+        };
+        if self.shutting_down {
+            return;
+        }
+        if self.restarted.is_some_and(|at| now.mono.since(at) < RESTART_INTERVAL) {
+            return ignored(format!("another came within the last {RESTART_INTERVAL:?}"));
+        }
+        if self.state.waits_for_config() {
+            return ignored("the workload waits for a configuration".to_owned());
+        }
+        self.restarted = Some(now.mono);
+        self.restart_due = true;
+        let text = if self.state.rollout.leaves_workload_alone() {
+            "restarting the workload: the server asks for it"
+        } else {
+            "the server asks for a restart of the workload: it is done after the trial, unless that restarts it"
+        };
+        actions.push(Action::Log(Tone::Info, text.to_owned()));
+    }
+
+    /// Other settings are in force.
+    fn govern(&mut self, read: Reread, now: Now, actions: &mut Vec<Action>) {
+        let Reread { config, connection, redaction, checks } = read;
+        self.state.bad_settings = None;
+        let before = core::mem::replace(&mut self.state.config, config);
+        self.state.rollout.govern(self.state.config.rollout);
+        if self.state.config.attributes != before.attributes {
+            self.changed(Facets::DESCRIPTION);
+        }
+        if redaction {
+            self.changed(Facets::EFFECTIVE_CONFIG);
+        }
+        if checks {
+            self.state.health.expect(self.state.config.has_checks);
+            self.check_soon(now);
+        }
+        let rules = self.state.config.session.clone();
+        self.on_session(actions, |session, out| session.govern(rules, connection, now, out));
+    }
+
+    /// The results that are known, or under way, are about something else.
+    fn check_soon(&mut self, now: Now) {
+        // Soon, so that a restart does not look ill for a whole interval; then at leisure.
+        self.next_check = Some(now.mono.after(self.state.config.first_check));
+        self.check_round = self.check_round.wrapping_add(1);
+        self.checking = false;
+        self.state.rollout.unchecked(now);
     }
 
     fn offers(&mut self, message: ServerToAgent, now: Now, actions: &mut Vec<Action>) {
@@ -632,7 +746,7 @@ impl Agent {
         if !capabilities::has(self.capabilities(), AgentCapabilities::AcceptsRemoteConfig) {
             // opamp-spec L665: what we have no capability for is ignored.
             let text = "ignored a remote configuration: accepts_remote_config is off".to_owned();
-            actions.push(Action::Log(Tone::Warning, text));
+            actions.push(Action::Log(Tone::Peer, text));
             return;
         }
         self.on_rollout(now, actions, |rollout, out| rollout.offered(offer, now, out));
@@ -665,12 +779,7 @@ impl Agent {
     /// Another process than before is the workload.
     fn began(&mut self, now: Now) {
         self.state.health.clear();
-        // Soon, so that a restart does not look ill for a whole interval; then at leisure.
-        self.next_check = Some(now.mono.after(self.state.config.first_check));
-        // A round that is under way was about the process before.
-        self.check_round = self.check_round.wrapping_add(1);
-        self.checking = false;
-        self.state.rollout.unchecked(now);
+        self.check_soon(now);
     }
 
     /// What is seen of an external workload, and what it answers.
@@ -765,6 +874,10 @@ impl Agent {
                     rollout.workload_is_up(now, out);
                     false
                 });
+            }
+            if self.restart_due && self.state.rollout.leaves_workload_alone() {
+                self.restart_due = false;
+                self.on_workload(actions, Supervision::restart);
             }
             if self.checks_run() && self.next_check.is_some_and(|at| at <= now.mono) {
                 self.check(actions);

@@ -298,6 +298,11 @@ impl Rollout {
         rollout
     }
 
+    /// Goes on by other rules.
+    pub const fn govern(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     /// What is on disk, or will be.
     #[must_use]
     pub const fn memory(&self) -> &Memory {
@@ -988,6 +993,15 @@ impl Rollout {
         self.phase = Phase::Settling(memory.clone());
         out.push(Order::Remember(memory));
         false
+    }
+
+    /// Whether the workload is what is committed and stays so for now: a restart of it disturbs nothing.
+    #[must_use]
+    pub const fn leaves_workload_alone(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Idle | Phase::Staging | Phase::Validating(_) | Phase::Settling(_)
+        )
     }
 
     /// Whether nothing is under way.

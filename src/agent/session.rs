@@ -16,7 +16,7 @@ use super::cut;
 use super::report::{Facets, Ledger};
 use super::uid::Uid;
 use crate::clock::{Mono, Now};
-use crate::settings::{Backoff, Timeouts};
+use crate::settings::{Backoff, Connection, Timeouts};
 
 /// A connection that lived so long may be replaced at once when it drops, and ends a series of failures.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
@@ -112,6 +112,8 @@ pub enum Order {
 pub enum Tone {
     /// Something to act on.
     Warning,
+    /// The same, said for a message of the peer: it may send many.
+    Peer,
     /// Good to know.
     Info,
     /// For those who look closely.
@@ -156,6 +158,8 @@ pub struct Session {
     wants_uid: bool,
     ignored: u64,
     stopping: bool,
+    /// The server asked for the wait that is under way.
+    throttled: bool,
     last_error: Option<String>,
 }
 
@@ -228,6 +232,7 @@ impl Session {
             jitter: Jitter::new(seed),
             ignored: 0,
             stopping: false,
+            throttled: false,
             last_error: None,
         }
     }
@@ -250,6 +255,35 @@ impl Session {
                 self.link = Link::Idle;
             }
             Link::Idle | Link::Waiting { .. } => self.link = Link::Idle,
+        }
+    }
+
+    /// Goes on by other rules, over a new connection where the settings of the old one have changed.
+    pub fn govern(&mut self, rules: Rules, connection: Connection, now: Now, out: &mut Vec<Order>) {
+        if rules.capabilities != self.rules.capabilities {
+            self.ledger.changed(Facets::ALL);
+        }
+        self.rules = rules;
+        match connection {
+            Connection::Kept => return,
+            Connection::Renewed => {}
+            Connection::Moved => {
+                self.ledger = Ledger::full();
+                self.throttled = false;
+            }
+        }
+        self.failures = 0;
+        match &self.link {
+            Link::Up(_) => self.close(now.mono, out),
+            Link::Connecting => {
+                out.push(Order::Abort);
+                self.wait(now.mono);
+            }
+            Link::Waiting { .. } if !self.throttled => self.wait(now.mono),
+            Link::Closing { .. } if !self.throttled => {
+                self.link = Link::Closing { then: now.mono };
+            }
+            Link::Waiting { .. } | Link::Closing { .. } | Link::Idle => {}
         }
     }
 
@@ -372,16 +406,17 @@ impl Session {
         if number != self.link_number || !matches!(self.link, Link::Up(_)) {
             return Verdict::Ignore;
         }
-        let offered = message
-            .agent_identification
-            .as_ref()
-            .map(|identification| Uid::from_slice(&identification.new_instance_uid));
+        // opamp-spec L1011: beside a command every other field is ignored.
+        let identification =
+            message.agent_identification.as_ref().filter(|_| message.command.is_none());
+        let offered =
+            identification.map(|identification| Uid::from_slice(&identification.new_instance_uid));
         if !self.addressed_to_us(message, offered.flatten()) {
             self.ignored = self.ignored.saturating_add(1);
             if self.ignored.is_power_of_two() {
                 let text =
                     format!("ignored a message for another instance uid ({} so far)", self.ignored);
-                out.push(Order::Say(Tone::Warning, text));
+                out.push(Order::Say(Tone::Peer, text));
             }
             self.unusable(number);
             return Verdict::Ignore;
@@ -586,7 +621,7 @@ impl Session {
         let text = cut(error.error_message.clone());
         if error.r#type() != ServerErrorResponseType::Unavailable {
             // Not sent again (opamp-spec L3471, P654): it would be refused again.
-            out.push(Order::Say(Tone::Warning, format!("the server refused a report: {text}")));
+            out.push(Order::Say(Tone::Peer, format!("the server refused a report: {text}")));
             self.last_error = Some(format!("the server refused a report: {text}"));
             return false;
         }
@@ -594,6 +629,7 @@ impl Session {
             Details::RetryInfo(info) => Duration::from_nanos(info.retry_after_nanoseconds),
         });
         let wait = backoff::throttled(asked, &mut self.jitter);
+        self.throttled = true;
         self.last_error = Some(format!("the server is unavailable: {text}"));
         let text = format!("the server is unavailable ({text}); trying again in {wait:.1?}");
         out.push(Order::Say(Tone::Warning, text));
@@ -622,14 +658,14 @@ impl Session {
         let Link::Up(up) = &mut self.link else { return };
         let Some(uid) = offered else {
             let text = "ignored a new instance uid that is not 16 bytes, or all zero";
-            out.push(Order::Say(Tone::Warning, text.to_owned()));
+            out.push(Order::Say(Tone::Peer, text.to_owned()));
             return;
         };
         if uid == self.uid {
             self.wants_uid = false;
         } else if up.uid_changed {
             let text = format!("ignored a second new instance uid ({uid}) on one connection");
-            out.push(Order::Say(Tone::Warning, text));
+            out.push(Order::Say(Tone::Peer, text));
         } else {
             up.uid_changed = true;
             out.push(Order::KeepUid(uid));
@@ -643,6 +679,7 @@ impl Session {
     fn connect(&mut self, out: &mut Vec<Order>) {
         self.link_number = self.link_number.wrapping_add(1);
         self.link = Link::Connecting;
+        self.throttled = false;
         out.push(Order::Connect { link: self.link_number });
     }
 
@@ -682,6 +719,7 @@ impl Session {
 
     fn next_wait(&mut self, kind: LinkErrorKind) -> Duration {
         if let LinkErrorKind::Throttled(asked) = kind {
+            self.throttled = true;
             return backoff::throttled(asked, &mut self.jitter);
         }
         let attempt = self.failures;

@@ -1,6 +1,7 @@
 //! The command line: what PRODUCT.md §2 promises.
 
 mod check;
+mod good;
 mod recover;
 mod run;
 mod status;
@@ -32,7 +33,8 @@ chiton: an OpAMP agent for the edge
 Usage: chiton COMMAND [OPTIONS]
 
 Commands:
-  run      run the agent: keep the connection, manage the workload
+  run      run the agent: keep the connection, manage the workload;
+           SIGHUP makes it read the settings again
   recover  undo an interrupted change on the disk, as run does at its start;
            for a oneshot before a workload that the init system starts
   check    validate the settings and what they point to; print what is in force

@@ -5,16 +5,18 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
+use super::good::{self, Good, absolute};
 use super::{BAD_SETTINGS, FAILED, OK, complain};
 use crate::log::Log;
-use crate::settings::{self, Level, LogTo};
-use crate::{clock, runtime, sys};
+use crate::runtime::{self, Start};
+use crate::settings::Level;
+use crate::{clock, sys};
 
 pub(super) fn run(config: &Path) -> u8 {
     // An inherited "ignore" would lose the exit status of every child.
     sys::default_action(Signal::CHILD);
-    let loaded = match settings::load(config, &settings::Process) {
-        Ok(loaded) => loaded,
+    let Good { loaded, bad } = match good::settings(config) {
+        Ok(good) => good,
         Err(problems) => {
             for problem in problems {
                 let _ = writeln!(io::stderr().lock(), "{problem}");
@@ -22,15 +24,13 @@ pub(super) fn run(config: &Path) -> u8 {
             return BAD_SETTINGS;
         }
     };
-    let to = loaded.settings.log.to;
-    let journald = to != LogTo::Stderr && std::env::var_os("JOURNAL_STREAM").is_some();
-    let log = Log::new(loaded.settings.log, journald);
+    let log = Log::new(loaded.settings.log);
     #[expect(clippy::disallowed_methods, reason = "the edge reads the clock")]
     let now = clock::now().wall;
     for note in &loaded.notes {
         log.write(Level::Warn, note, now);
     }
-    match runtime::run(loaded, log) {
+    match runtime::run(Start { loaded, file: absolute(config), bad, log }) {
         Ok(()) => OK,
         Err(runtime::Fatal(error)) => {
             complain(&error);

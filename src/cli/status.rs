@@ -5,9 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use super::{DEFAULT_CONFIG, FAILED, NOT_RUNNING, OK, complain, print};
+use super::{DEFAULT_CONFIG, FAILED, NOT_RUNNING, OK, complain, good, print};
 use crate::runtime::default_socket;
-use crate::settings;
 
 /// The agent answers at once, or something is wrong with it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,14 +45,10 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> u8 {
     }
 }
 
-/// The socket that the settings name. A file that cannot be read, or is bad, leaves the default: the agent may
-/// still run by an older one.
+/// The socket that the settings name, or named when they were last good.
 fn socket(config: Option<&Path>) -> PathBuf {
     let file = config.unwrap_or_else(|| Path::new(DEFAULT_CONFIG));
-    match settings::load(file, &settings::Process) {
-        Ok(loaded) => loaded.settings.status_socket,
-        Err(_) => default_socket(),
-    }
+    good::status_socket(file).unwrap_or_else(default_socket)
 }
 
 fn ask(socket: &Path) -> io::Result<String> {

@@ -1,37 +1,57 @@
 //! The store's work, one piece at a time, off the main thread.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use chiton_proto::AgentConfigMap;
 use smol::channel::Receiver;
 
-use super::Inbox;
+use super::{Inbox, Input};
 use crate::agent::Event;
 use crate::agent::identity::Kept;
 use crate::agent::rollout::{Digest, Generation, Memory};
+use crate::agent::session::Tone;
 use crate::store::Store;
 
 /// One piece of work.
 pub(super) enum Job {
     KeepUid(Kept),
-    Stage { offer: Option<AgentConfigMap>, known: Vec<Digest>, write: bool },
-    Arm { memory: Box<Memory>, after_going_back: Box<Memory> },
+    Stage {
+        offer: Option<AgentConfigMap>,
+        known: Vec<Digest>,
+        write: bool,
+    },
+    Arm {
+        memory: Box<Memory>,
+        after_going_back: Box<Memory>,
+    },
     Activate(Option<Generation>),
     Remember(Box<Memory>),
+    KeepSettings {
+        file: PathBuf,
+        text: String,
+    },
+    /// What follows is done by other rules.
+    Govern(Arc<Store>),
 }
 
 /// Works until the runtime is gone. The order of the jobs is the order on the disk.
-pub(super) async fn work(store: Arc<Store>, jobs: Receiver<Job>, inbox: Rc<Inbox>) {
+pub(super) async fn work(mut store: Arc<Store>, jobs: Receiver<Job>, inbox: Rc<Inbox>) {
     while let Ok(job) = jobs.recv().await {
+        if let Job::Govern(other) = job {
+            store = other;
+            continue;
+        }
         let store = Arc::clone(&store);
-        let event = crate::pool::unblock(move || carry_out(&store, job)).await;
-        inbox.put(event).await;
+        if let Some(input) = crate::pool::unblock(move || carry_out(&store, job)).await {
+            inbox.input(input).await;
+        }
     }
 }
 
-fn carry_out(store: &Store, job: Job) -> Event {
-    match job {
+fn carry_out(store: &Store, job: Job) -> Option<Input> {
+    let event = match job {
         Job::KeepUid(kept) => Event::UidKept { uid: kept.uid, error: store.keep_uid(&kept).err() },
         Job::Stage { offer, known, write } => {
             Event::Staged(store.stage(offer.as_ref(), &known, write))
@@ -41,5 +61,13 @@ fn carry_out(store: &Store, job: Job) -> Event {
         }
         Job::Activate(generation) => Event::Activated(store.activate(generation)),
         Job::Remember(memory) => Event::Remembered(store.remember(&memory)),
-    }
+        Job::KeepSettings { file, text } => {
+            let error = store.keep_settings(&file, text).err()?;
+            let text =
+                format!("the settings could not be kept for the day the file is bad: {error}");
+            return Some(Input::Log(Tone::Warning, text));
+        }
+        Job::Govern(_) => return None,
+    };
+    Some(Input::Event(event))
 }

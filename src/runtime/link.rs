@@ -45,7 +45,8 @@ impl Link {
 /// What links have in common.
 pub(super) struct Links {
     pub(super) server: Server,
-    pub(super) store: Arc<Store>,
+    /// As the settings have it now.
+    pub(super) store: Rc<RefCell<Arc<Store>>>,
     pub(super) factory: Arc<Mutex<Factory>>,
     pub(super) inbox: Rc<Inbox>,
 }
@@ -103,7 +104,7 @@ async fn run(links: Rc<Links>, number: u64, todo: Receiver<Task>) {
                 Incoming::TooLarge(text) => Event::Refused { link: number, text },
                 Incoming::Pong => Event::Pong { link: number },
                 Incoming::Remark(text) => {
-                    links.inbox.log(Tone::Warning, text).await;
+                    links.inbox.log(Tone::Peer, text).await;
                     continue;
                 }
                 Incoming::Down(error) => {
@@ -142,7 +143,7 @@ async fn plan(links: &Links) -> Result<Plan, String> {
 async fn encode(links: &Links, report: Report) -> Result<Outgoing, String> {
     let Report { mut message, effective_config } = report;
     if effective_config {
-        let store = Arc::clone(&links.store);
+        let store = Arc::clone(&links.store.borrow());
         match crate::pool::unblock(move || store.effective()).await {
             Ok(map) => message.effective_config = Some(EffectiveConfig { config_map: Some(map) }),
             Err(error) => {

@@ -6,8 +6,10 @@
 mod disk;
 mod external;
 mod link;
+mod reload;
 mod socket;
 
+use core::cell::RefCell;
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -15,22 +17,24 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
 
 use crate::agent::identity::{self, Choice, Kept};
-use crate::agent::session::Tone;
+use crate::agent::session::{LinkState, Tone};
 use crate::agent::supervision::Process;
 use crate::agent::uid::Uid;
 use crate::agent::{Action, Agent, Config, Event};
 use crate::clock::{self, Mono, Now};
 use crate::host;
 use crate::log::Log;
+use crate::log::limit::Limiter;
+use crate::notify::Notify;
 use crate::reactor::{self, Io, Timer};
-use crate::settings::{Apply, Level, Loaded, Owner, Settings};
+use crate::settings::{Apply, Level, Loaded, Owner, Problem, Settings};
 use crate::status::{self, Surroundings};
 use crate::store::Store;
 use crate::transport::tls::Factory;
@@ -52,6 +56,8 @@ const JOBS: usize = 8;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Without random numbers at boot, ask again after so long.
 const ENTROPY_PAUSE: Duration = Duration::from_secs(1);
+/// Problems that are kept for `chiton status`; the newest are.
+const MAX_PROBLEMS: usize = 16;
 /// How an orderly end is bounded, beside `stop_timeout`.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
@@ -67,6 +73,7 @@ struct Inbox {
 enum Input {
     Event(Event),
     Log(Tone, String),
+    Settings(reload::Why, Result<Box<Loaded>, Vec<Problem>>),
     Status(UnixStream),
     Signal(u8),
     /// The external workload may have changed.
@@ -92,21 +99,34 @@ impl Inbox {
     }
 }
 
+/// What the agent starts with.
+pub struct Start {
+    /// The settings to run by.
+    pub loaded: Loaded,
+    /// The file that they come from.
+    pub file: PathBuf,
+    /// What is wrong with it, where these are the last good ones instead.
+    pub bad: Vec<Problem>,
+    /// Where lines go.
+    pub log: Log,
+}
+
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When it cannot begin: the state directory is another agent's, or the kernel refuses what it needs.
-pub fn run(loaded: Loaded, log: Log) -> Result<(), Fatal> {
+pub fn run(start: Start) -> Result<(), Fatal> {
     let executor = Rc::new(LocalExecutor::new());
     let (inputs, received) = bounded(INBOX);
     let inbox = Rc::new(Inbox { inputs });
     let signals = signals().map_err(|error| Fatal(format!("signals: {error}")))?;
-    let mut runtime = Runtime::new(loaded, log, Rc::clone(&executor), Rc::clone(&inbox))?;
+    let Start { loaded, file, bad, log } = start;
+    let mut runtime = Runtime::new(loaded, file, log, Rc::clone(&executor), Rc::clone(&inbox))?;
     let main = async {
         let watching = executor.spawn(watch_signals(signals, Rc::clone(&inbox)));
         let collecting = executor.spawn(reap::collect_orphans());
         runtime.clear().await;
-        runtime.begin();
+        runtime.begin(bad);
         runtime.serve(received).await;
         let left = family::end_all().await.left;
         if left > 0 {
@@ -119,6 +139,15 @@ pub fn run(loaded: Loaded, log: Log) -> Result<(), Fatal> {
 
 struct Runtime<'a> {
     settings: Rc<Settings>,
+    /// chiton.yaml.
+    file: PathBuf,
+    /// It is being read again, and is to be read once more after that.
+    reading: bool,
+    read_again: bool,
+    /// Its text, until it is kept: see [`crate::store::Store::keep_settings`].
+    unexpanded: String,
+    notify: Notify,
+    limiter: RefCell<Limiter>,
     log: Log,
     executor: Rc<LocalExecutor<'a>>,
     inbox: Rc<Inbox>,
@@ -140,6 +169,11 @@ struct Runtime<'a> {
     /// Environment variables whose values are secrets of ours.
     withhold: Vec<String>,
     kept: Option<Kept>,
+    /// What is wrong with chiton.yaml while older settings are in force.
+    bad_settings: Vec<String>,
+    /// What the connection lacks.
+    deferred: Vec<String>,
+    /// Whatever else is wrong, at most [`MAX_PROBLEMS`].
     problems: Vec<String>,
     /// What happened while actions were carried out.
     aftermath: VecDeque<Event>,
@@ -153,6 +187,7 @@ struct Runtime<'a> {
 impl<'a> Runtime<'a> {
     fn new(
         loaded: Loaded,
+        file: PathBuf,
         log: Log,
         executor: Rc<LocalExecutor<'a>>,
         inbox: Rc<Inbox>,
@@ -165,8 +200,12 @@ impl<'a> Runtime<'a> {
         let identity = identity.map_err(|error| format!("opamp.workload.user: {error}"));
         let group = identity.as_ref().ok().and_then(Option::as_ref).map(|identity| identity.gid);
         let store = Arc::new(Store::new(&settings, group));
-        let mut problems: Vec<String> = loaded.deferred.iter().map(ToString::to_string).collect();
-        problems.extend(identity.as_ref().err().cloned());
+        let deferred = reload::shown(&loaded.deferred);
+        let mut problems: Vec<String> = identity.as_ref().err().cloned().into_iter().collect();
+        let notify = Notify::from_environment(now.mono).unwrap_or_else(|error| {
+            log.write(Level::Warn, &error, now.wall);
+            Notify::default()
+        });
         let lock = match store.prepare() {
             Ok(lock) => Some(lock),
             Err(error) if error.contains("another chiton") => return Err(Fatal(error)),
@@ -183,14 +222,14 @@ impl<'a> Runtime<'a> {
         }
         let recovered = store.recover();
         problems.extend(recovered.problems);
-        for problem in &problems {
+        for problem in deferred.iter().chain(&problems) {
             log.write(Level::Error, problem, now.wall);
         }
         let config = Config::new(&settings, host::host());
         let links = Links {
             server: settings.server.clone(),
-            store: Arc::clone(&store),
-            factory: Arc::new(Mutex::new(Factory::default())),
+            store: Rc::new(RefCell::new(Arc::clone(&store))),
+            factory: Arc::new(Factory::default().into()),
             inbox: Rc::clone(&inbox),
         };
         let (jobs, todo) = bounded(JOBS);
@@ -200,6 +239,12 @@ impl<'a> Runtime<'a> {
             external: External::new(&settings),
             went_back: recovered.went_back,
             settings,
+            file,
+            reading: false,
+            read_again: false,
+            unexpanded: loaded.unexpanded,
+            notify,
+            limiter: RefCell::default(),
             log,
             executor,
             inbox,
@@ -213,6 +258,8 @@ impl<'a> Runtime<'a> {
             identity,
             withhold: loaded.secrets_from,
             kept: None,
+            bad_settings: Vec::new(),
+            deferred,
             problems,
             aftermath: VecDeque::new(),
             started: now.mono,
@@ -239,7 +286,7 @@ impl<'a> Runtime<'a> {
     }
 
     /// The workload first; the connection when a uid is there.
-    fn begin(&mut self) {
+    fn begin(&mut self, bad: Vec<Problem>) {
         let now = now();
         let mut actions = Vec::new();
         if self.went_back {
@@ -268,12 +315,43 @@ impl<'a> Runtime<'a> {
                 ));
             }
         }
+        let text = core::mem::take(&mut self.unexpanded);
+        if bad.is_empty() {
+            self.keep_settings(text);
+        } else {
+            self.refuse(&bad);
+            self.say(Tone::Warning, "the last good settings are in force instead");
+        }
+        drop(bad);
         self.identify();
+        // What has happened by now.
+        self.handle(Event::Tick);
+        self.tend();
+    }
+
+    /// After everything that happens: what others want to hear from us.
+    fn tend(&mut self) {
+        let now = now();
+        self.notify.alive(now.mono);
+        if !self.notify.is_ready() && !self.reading && self.agent.has_begun() {
+            self.notify.ready();
+        }
+        self.notify.status(match self.agent.link_state() {
+            LinkState::Up(_) => "connected to the OpAMP server",
+            LinkState::Connecting => "connecting to the OpAMP server",
+            LinkState::Idle | LinkState::Waiting | LinkState::Closing => "not connected",
+        });
+        loop {
+            let owed = self.limiter.borrow_mut().owed(now.mono);
+            let Some(line) = owed else { break };
+            self.say(Tone::Warning, &line);
+        }
     }
 
     async fn serve(&mut self, inputs: Receiver<Input>) {
         while !self.over {
-            let deadline = [self.agent.deadline(), self.give_up_at].into_iter().flatten().min();
+            let deadlines = [self.agent.deadline(), self.give_up_at, self.notify.deadline()];
+            let deadline = deadlines.into_iter().flatten().min();
             let input = smol::future::or(async { inputs.recv().await.ok() }, async {
                 Timer::at(deadline).await;
                 None
@@ -282,6 +360,7 @@ impl<'a> Runtime<'a> {
                 None => self.handle(Event::Tick),
                 Some(Input::Event(event)) => self.handle(event),
                 Some(Input::Log(tone, text)) => self.say(tone, &text),
+                Some(Input::Settings(why, read)) => self.settings_read(why, read),
                 Some(Input::Status(stream)) => self.show(stream),
                 Some(Input::Signal(signal)) => self.signal(signal),
                 Some(Input::Entropy) => self.identify(),
@@ -294,6 +373,7 @@ impl<'a> Runtime<'a> {
                     self.handle(Event::Tick);
                 }
             }
+            self.tend();
             if self.give_up_at.is_some_and(|at| at <= now().mono) {
                 self.say(Tone::Warning, "the orderly end took too long: ending now");
                 self.over = true;
@@ -331,6 +411,9 @@ impl<'a> Runtime<'a> {
             match action {
                 Action::Connect { link } => {
                     self.link = Some(link::begin(Rc::clone(&self.links), link, &self.executor));
+                    if self.settings.server.unusable.is_some() {
+                        self.read_settings(reload::Why::Missing);
+                    }
                 }
                 Action::Send(report) => self.link_task(Task::Report(report)),
                 Action::Ping => self.link_task(Task::Ping),
@@ -577,7 +660,11 @@ impl<'a> Runtime<'a> {
         let around = Surroundings {
             endpoint: self.settings.server.endpoint.to_string(),
             resident: resident(),
-            problems: self.problems.clone(),
+            problems: [&self.bad_settings, &self.deferred, &self.problems]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
             uptime: now.mono.since(self.started).as_secs(),
         };
         let document = status::document(&self.agent.snapshot(), &around, now);
@@ -586,8 +673,9 @@ impl<'a> Runtime<'a> {
 
     fn signal(&mut self, signal: u8) {
         match signal {
-            HUP => self.say(Tone::Warning, "SIGHUP: chiton.yaml is read at the start only"),
+            HUP => self.hang_up(),
             _ => {
+                self.notify.stopping();
                 self.say(Tone::Info, "ending in order");
                 let stop = self
                     .settings
@@ -603,11 +691,17 @@ impl<'a> Runtime<'a> {
     fn problem(&mut self, text: String) {
         self.log.write(Level::Error, &text, now().wall);
         self.problems.push(text);
+        if self.problems.len() > MAX_PROBLEMS {
+            self.problems.remove(0);
+        }
     }
 
     fn say(&self, tone: Tone, text: &str) {
+        if tone == Tone::Peer && !self.limiter.borrow_mut().allows(text, now().mono) {
+            return;
+        }
         let level = match tone {
-            Tone::Warning => Level::Warn,
+            Tone::Warning | Tone::Peer => Level::Warn,
             Tone::Info => Level::Info,
             Tone::Debug => Level::Debug,
         };

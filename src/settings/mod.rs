@@ -6,6 +6,7 @@
 //! What the connection alone needs (`opamp.server`, `opamp.agent`) may wait for a variable or a file: such problems are
 //! *deferred*, the settings are good, and [`Server::unusable`] says why there is no connection yet.
 
+mod changes;
 mod document;
 pub mod endpoint;
 mod environment;
@@ -13,6 +14,7 @@ mod model;
 mod notes;
 mod problem;
 mod render;
+mod salvage;
 mod sources;
 mod units;
 mod validate;
@@ -22,11 +24,13 @@ use std::path::Path;
 
 use serde_yaml::Value;
 
+pub use changes::{Changes, Connection, take};
 pub use document::{MAX_DEPTH, MAX_MARKS, MAX_SETTINGS_FILE, MAX_VALUE_TEXT, MAX_VALUES};
 pub use environment::{Environment, MAX_EXPANDED, MAX_FILE, Process};
 pub use model::*;
 pub use problem::{Key, MAX_PROBLEMS, Problem, Step};
 pub use render::render;
+pub use salvage::salvage;
 pub use sources::{MAX_CONF_D, Sources};
 pub use units::{Bytes, Long};
 pub use validate::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};

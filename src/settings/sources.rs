@@ -130,7 +130,7 @@ fn read(path: &Path) -> Result<String, String> {
 }
 
 /// The files of `conf.d`, in the order of their names. Hidden ones are left out: editors write such.
-fn conf_d(main: &Path) -> Result<Vec<PathBuf>, Problem> {
+pub(super) fn conf_d(main: &Path) -> Result<Vec<PathBuf>, Problem> {
     let dir = main.parent().unwrap_or_else(|| Path::new("")).join("conf.d");
     let name = dir.display().to_string();
     let unreadable =

@@ -62,7 +62,7 @@ impl Device {
     fn start(disk: Simulated, history: usize) -> Self {
         let store = Store {
             root: PathBuf::from("/state"),
-            disk: Box::new(disk.clone()),
+            disk: Arc::new(disk.clone()),
             local: None,
             rules: rules(history),
             redact: Vec::new(),
@@ -258,7 +258,7 @@ fn recovers(image: &Image, flow: &Flow) -> Result<Simulated, String> {
     let device = Device {
         store: Store {
             root: PathBuf::from("/state"),
-            disk: Box::new(disk.clone()),
+            disk: Arc::new(disk.clone()),
             local: None,
             rules: rules(flow.history),
             redact: Vec::new(),

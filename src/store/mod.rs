@@ -4,6 +4,7 @@
 //! state_dir/
 //!   lock                         one agent at a time
 //!   instance_uid                 record: the uid and what it is bound to
+//!   settings                     record: the last good settings, not expanded
 //!   workloads/default/
 //!     record                     record: what is committed, what is on trial, what failed
 //!     config -> generations/7    the running generation: {config_dir}
@@ -27,6 +28,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use chiton_proto::{AgentConfigMap, AgentConfigObject};
@@ -38,7 +40,7 @@ use crate::agent::redact;
 use crate::agent::rollout::{Digest, Generation, Memory, Staged};
 use crate::settings::{RemoteConfig, Settings};
 use disk::{Access, Disk, Real};
-use record::{Description, FileDescription, MAX_RECORD, Record};
+use record::{Description, FileDescription, LastGood, MAX_RECORD, Record};
 
 /// `state_dir`: others may pass through to what the workload reads, and see nothing.
 const STATE_MODE: u32 = 0o711;
@@ -48,6 +50,8 @@ const CONFIG_MODE: u32 = 0o640;
 const RECORD: Access = Access { mode: 0o600, group: None };
 /// Largest local configuration file that is read.
 pub const MAX_LOCAL: u64 = 16 << 20;
+/// Largest record of the last good settings: their bounds as they are read leave room below it.
+const MAX_SETTINGS: u64 = 4 << 20;
 /// Prefix of temporaries; the sets of a server cannot hold such names.
 const TEMPORARY: &str = ".chiton-new-";
 /// The one workload of today, below the state directory.
@@ -61,12 +65,13 @@ const MEMORY_BACK: &str = "workloads/default/record.back";
 /// A record that could not be read is kept beside the new one.
 const MEMORY_BROKEN: &str = "workloads/default/record.broken";
 const UID: &str = "instance_uid";
+const SETTINGS: &str = "settings";
 
 /// The state directory of one agent.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
-    disk: Box<dyn Disk>,
+    disk: Arc<dyn Disk>,
     local: Option<PathBuf>,
     rules: RemoteConfig,
     redact: Vec<String>,
@@ -97,12 +102,25 @@ impl Store {
     #[must_use]
     pub fn new(settings: &Settings, group: Option<u32>) -> Self {
         Self {
-            disk: Box::new(Real::new(settings.state_dir.clone())),
+            disk: Arc::new(Real::new(settings.state_dir.clone())),
             root: settings.state_dir.clone(),
             local: settings.local_config_path.clone(),
             rules: settings.remote_config.clone(),
             redact: settings.redact.clone(),
             group,
+        }
+    }
+
+    /// The same state directory by other rules; where it lies and whose it is does not change.
+    #[must_use]
+    pub fn govern(&self, settings: &Settings) -> Self {
+        Self {
+            root: self.root.clone(),
+            disk: Arc::clone(&self.disk),
+            local: self.local.clone(),
+            rules: settings.remote_config.clone(),
+            redact: settings.redact.clone(),
+            group: self.group,
         }
     }
 
@@ -159,6 +177,20 @@ impl Store {
     /// The step that failed.
     pub fn keep_uid(&self, kept: &Kept) -> Result<(), String> {
         self.save(Path::new(UID), kept)
+    }
+
+    /// Keeps settings that are good, as they stand in `file` and what lies beside it; writes nothing where they are
+    /// kept already.
+    ///
+    /// # Errors
+    /// The step that failed; the older ones are still there.
+    pub fn keep_settings(&self, file: &Path, text: String) -> Result<(), String> {
+        let good = LastGood { file: file.display().to_string(), text };
+        match self.load_up_to(Path::new(SETTINGS), MAX_SETTINGS) {
+            Ok(Some(kept)) if good == kept => Ok(()),
+            // Also where the old ones are broken.
+            _ => self.save(Path::new(SETTINGS), &good),
+        }
     }
 
     /// The record of the life cycle, with the running generation made what it says is committed: a trial that was
@@ -450,13 +482,12 @@ impl Store {
 
     /// Reads a record; [`None`] when there is none.
     fn load<R: Record>(&self, path: &Path) -> Result<Option<R>, String> {
-        let bytes = match self.disk.read(path, MAX_RECORD) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.at(path, &error)),
-        };
-        let record = record::open(&bytes).and_then(R::from_payload);
-        record.map(Some).map_err(|error| format!("{}: {error}", self.shown(path)))
+        self.load_up_to(path, MAX_RECORD)
+    }
+
+    fn load_up_to<R: Record>(&self, path: &Path, most: u64) -> Result<Option<R>, String> {
+        load(self.disk.as_ref(), path, most)
+            .map_err(|error| format!("{}: {error}", self.shown(path)))
     }
 
     /// Replaces a record as a whole, and flushes its name.
@@ -518,6 +549,28 @@ impl Store {
     fn shown(&self, path: &Path) -> String {
         self.root.join(path).display().to_string()
     }
+}
+
+/// The settings that were last good for `file`; [`None`] when there are none below this `state_dir`.
+///
+/// # Errors
+/// When they are there and cannot be read.
+pub fn last_good(state_dir: &Path, file: &Path) -> Result<Option<String>, String> {
+    let disk = Real::new(state_dir.to_owned());
+    let kept: Option<LastGood> = load(&disk, Path::new(SETTINGS), MAX_SETTINGS)
+        .map_err(|error| format!("{}: {error}", state_dir.join(SETTINGS).display()))?;
+    let name = file.display().to_string();
+    Ok(kept.filter(|kept| kept.file == name).map(|kept| kept.text))
+}
+
+/// Reads a record; [`None`] when there is none.
+fn load<R: Record>(disk: &dyn Disk, path: &Path, most: u64) -> Result<Option<R>, String> {
+    let bytes = match disk.read(path, most) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    record::open(&bytes).and_then(R::from_payload).map(Some)
 }
 
 fn directory(number: u64) -> PathBuf {

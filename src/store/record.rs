@@ -213,6 +213,27 @@ impl Record for Kept {
     }
 }
 
+/// Settings that were good.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LastGood {
+    /// The main file that they come from.
+    #[prost(string, tag = "1")]
+    pub file: String,
+    /// All files together, not expanded.
+    #[prost(string, tag = "2")]
+    pub text: String,
+}
+
+impl Record for LastGood {
+    fn to_payload(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    fn from_payload(payload: &[u8]) -> Result<Self, String> {
+        Self::decode(payload).map_err(|error| error.to_string())
+    }
+}
+
 /// What a generation's directory does not say by itself: it stands beside it.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Description {

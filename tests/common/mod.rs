@@ -94,6 +94,11 @@ impl Home {
 
     /// Writes chiton.yaml.
     pub(crate) fn settings(&self, endpoint: &str, settings: &Settings) {
+        self.settings_at("chiton.yaml", endpoint, settings);
+    }
+
+    /// Writes settings into a file of this name.
+    pub(crate) fn settings_at(&self, name: &str, endpoint: &str, settings: &Settings) {
         let dir = self.dir.path().display();
         let mut yaml = format!("opamp:\n  server:\n    endpoint: {endpoint}\n");
         if !settings.server.iter().any(|line| line.starts_with("reconnect")) {
@@ -125,7 +130,7 @@ impl Home {
             yaml.push_str(&format!("  {line}\n"));
         }
         yaml.push_str(&format!("  state_dir: {dir}/state\n  status_socket: {dir}/status.sock\n"));
-        fs::write(self.path("chiton.yaml"), yaml).unwrap();
+        fs::write(self.path(name), yaml).unwrap();
     }
 
     /// Runs the binary to its end: `command --config FILE` and what else is given.
@@ -302,6 +307,11 @@ impl Agent<'_> {
 
     pub(crate) fn terminate(&self) {
         kill_process(Pid::from_raw(self.pid()).unwrap(), Signal::TERM).unwrap();
+    }
+
+    /// SIGHUP.
+    pub(crate) fn hang_up(&self) {
+        kill_process(Pid::from_raw(self.pid()).unwrap(), Signal::HUP).unwrap();
     }
 
     /// Waits for the end in order: exit code 0, and no workload left.
