@@ -20,6 +20,8 @@ use common::{
     Agent, Home, Peer, Server, Settings, WINDOW, eventually, files_with, is_alive, offer, read_head,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use RemoteConfigStatuses::{Applied, Applying, Failed};
 
 /// A gate that is quick where it passes, and has time on a slow machine.
@@ -102,6 +104,104 @@ fn an_offer_is_applying_then_applied_and_the_workload_runs_with_it() {
     let full = peer.proves_to_work(uid);
     let map = full.effective_config.unwrap().config_map.unwrap().config_map;
     assert_eq!(map["config.yaml"].body.as_ref(), b"level: 1\n");
+    agent.stop_with(peer);
+}
+
+/// What failed is not tried again whatever the server repeats; after `chiton retry` it is.
+#[test]
+fn a_failure_is_remembered_until_a_person_says_retry() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    peer.send(&offer(uid, "h2", &[("config.yaml", "die: now\n")]));
+    assert!(peer.status("h2", Failed).error_message.contains("cannot live like this"));
+    home.workload(3);
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    // The same contents, by its hash and by another.
+    for hash in ["h2", "h3"] {
+        peer.send(&offer(uid, hash, &[("config.yaml", "die: now\n")]));
+        assert!(peer.status(hash, Failed).error_message.contains("cannot live like this"));
+    }
+    assert_eq!(home.pids().len(), 3, "it was not tried again");
+    // What is now wrong is not the configuration: say, a port that was taken.
+    home.script("");
+    let output = home.chiton("retry", &["7777"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("nothing that failed"));
+    let output = home.chiton("retry", &[]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("forgot 1"), "{output:?}");
+    peer.send(&offer(uid, "h3", &[("config.yaml", "die: now\n")]));
+    peer.status("h3", Applied);
+    agent.stop_with(peer);
+    assert_eq!(home.chiton("retry", &[]).status.code(), Some(3), "nobody runs");
+}
+
+/// Between two trials is `min_interval`; what would change nothing does not wait.
+#[test]
+fn trials_keep_their_distance() {
+    let (home, server) = (home(), Server::new());
+    let mut paced = settings(&[]);
+    paced.opamp = vec![format!("remote_config: {{ {GATE}, min_interval: 2s }}")];
+    let (agent, mut peer, first) = connected(&home, &server, &paced);
+    let uid = &first.instance_uid;
+    let begun = Instant::now();
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    commit(&mut peer, uid, "h1 again", "level: 1\n");
+    assert!(begun.elapsed() < Duration::from_secs(2), "equal contents wait for nothing");
+    for (hash, body) in [("h2", "level: 2\n"), ("h3", "level: 3\n")] {
+        peer.send(&offer(uid, hash, &[("config.yaml", body)]));
+        peer.status(hash, Applying);
+    }
+    peer.status("h3", Applied);
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    let seen: Vec<String> = home.pids().into_iter().map(|pid| home.seen(pid)).collect();
+    assert_eq!(seen, ["level: 1\n", "level: 3\n"], "the newest wins, the one before never ran");
+    agent.stop_with(peer);
+}
+
+/// A newer offer ends a trial: the old runs between, and the newest wins.
+#[test]
+fn a_newer_offer_supersedes_a_trial() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &gated(LONG_GATE, &[]));
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    peer.send(&offer(uid, "h2", &[("config.yaml", "level: 2\n")]));
+    agent.tells("config.gate", &["trial"]);
+    commit(&mut peer, uid, "h3", "level: 3\n");
+    let seen: Vec<String> = home.pids().into_iter().map(|pid| home.seen(pid)).collect();
+    assert_eq!(seen, ["level: 1\n", "level: 2\n", "level: 1\n", "level: 3\n"]);
+    // It was not judged: offered again, it is tried.
+    commit(&mut peer, uid, "h2", "level: 2\n");
+    agent.stop_with(peer);
+}
+
+/// N5: it passes the gate and dies later, again and again: it goes back, once, and stays there.
+#[test]
+fn a_configuration_that_crash_loops_after_its_commit_goes_back_once() {
+    let (home, server) = (home(), Server::new());
+    home.script("if grep -q 'die: later' \"$1\"; then while [ ! -e \"$0.die\" ]; do sleep 0.01; done; exit 3; fi");
+    let gate = "rollback: { window: 10s, interval: 20ms, successes: 2, crash_loop: { crashes: 3, within: 10m } }";
+    let (agent, mut peer, first) = connected(&home, &server, &gated(gate, &[]));
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    commit(&mut peer, uid, "h2", "die: later\n");
+    fs::write(home.path("workload.sh.die"), "").unwrap();
+    let status = peer.status("h2", Failed);
+    assert!(status.error_message.contains("crashed 3 times"), "{}", status.error_message);
+    assert_eq!(home.seen(home.workload(5)), "level: 1\n");
+    let seen: Vec<String> = home.pids().into_iter().map(|pid| home.seen(pid)).collect();
+    assert_eq!(seen.iter().filter(|seen| *seen == "die: later\n").count(), 3);
+    // What it went back to has nothing behind it: crashes do not move it any more.
+    for _ in 0..4 {
+        let pid = *home.pids().last().unwrap();
+        let count = home.pids().len();
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        assert_eq!(home.seen(home.workload(count + 1)), "level: 1\n");
+    }
+    peer.send(&offer(uid, "h2 again", &[("config.yaml", "die: later\n")]));
+    peer.status("h2 again", Failed);
     agent.stop_with(peer);
 }
 

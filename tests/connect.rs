@@ -9,6 +9,7 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use common::authority::Authority;
@@ -62,11 +63,15 @@ fn works(agent: &Agent, peer: &mut Peer) {
     agent.unharmed();
 }
 
-/// Neither the log nor the status nor the state directory knows the secret.
+/// Neither the log nor the status nor the state directory knows the secret, but for the copy of the settings, which
+/// is as private as they are.
 fn keeps_its_secret(home: &Home, status: &serde_yaml::Value, log: &str, secret: &str) {
     assert!(!log.contains(secret), "{log}");
     assert!(!format!("{status:?}").contains(secret), "{status:?}");
-    assert_eq!(common::files_with(&home.path("state"), secret), Vec::<std::path::PathBuf>::new());
+    for file in common::files_with(&home.path("state"), secret) {
+        assert_eq!(file, home.path("state/settings"));
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }
 
 mod redirects {

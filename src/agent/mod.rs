@@ -596,6 +596,23 @@ impl Agent {
         self.settle(now, actions);
     }
 
+    /// Forgets contents that failed, so that the next offer of them is tried: all, or what was offered with this
+    /// hash (as `chiton status` shows it, or as it is). How many were remembered.
+    pub fn retry(&mut self, hash: Option<&str>, now: Now, actions: &mut Vec<Action>) -> u64 {
+        let hash = hash.map(|text| from_hex(text).unwrap_or_else(|| text.as_bytes().to_vec()));
+        let mut forgotten = 0;
+        self.on_rollout(now, actions, |rollout, out| {
+            forgotten = rollout.forget(hash.as_deref(), out);
+            forgotten > 0
+        });
+        if forgotten > 0 {
+            let text = format!("forgot {forgotten} failure(s): the next offer is tried again");
+            actions.push(Action::Log(Tone::Info, text));
+        }
+        self.settle(now, actions);
+        forgotten
+    }
+
     /// When [`Event::Tick`] is due, if nothing else happens before.
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
@@ -1037,6 +1054,14 @@ fn carry_out_session(orders: Vec<session::Order>, actions: &mut Vec<Action>) {
         session::Order::KeepUid(uid) => Action::KeepUid(uid),
         session::Order::Say(tone, text) => Action::Log(tone, text),
     }));
+}
+
+/// Bytes from pairs of hexadecimal digits.
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> =
+        text.chars().map(|digit| u8::try_from(digit.to_digit(16)?).ok()).collect();
+    let (pairs, rest) = digits.as_ref()?.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 /// Bytes of a text from outside that is kept, logged or reported.

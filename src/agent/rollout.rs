@@ -876,26 +876,27 @@ impl Rollout {
         }
     }
 
-    /// Forgets what failed, so that the next offer of it is tried: all, or what was offered with this hash. False:
-    /// nothing was remembered of it.
-    pub fn forget(&mut self, hash: Option<&[u8]>, out: &mut Vec<Order>) -> bool {
+    /// Forgets what failed, so that the next offer of it is tried: all, or what was offered with this hash. How much
+    /// that was.
+    pub fn forget(&mut self, hash: Option<&[u8]>, out: &mut Vec<Order>) -> u64 {
         let before = self.memory.failed.len();
         self.memory.failed.retain(|failed| hash.is_some_and(|hash| failed.hash != hash));
+        let mut forgotten = before.saturating_sub(self.memory.failed.len());
         let told = self.memory.received.as_deref();
-        let failed = matches!(self.memory.outcome, Outcome::Failed(_))
-            && hash.is_none_or(|hash| told == Some(hash));
-        if failed {
+        if matches!(self.memory.outcome, Outcome::Failed(_))
+            && hash.is_none_or(|hash| told == Some(hash))
+        {
             // The same hash counts as new when it comes again.
             self.memory.received = None;
             self.memory.outcome = Outcome::Unset;
+            forgotten = forgotten.max(1);
         }
-        let changed = failed || self.memory.failed.len() != before;
-        if changed && self.is_idle() {
-            self.phase = Phase::Settling(Box::new(self.memory.clone()));
-            self.current = None;
-            out.push(Order::Remember(Box::new(self.memory.clone())));
+        if forgotten > 0 && self.is_idle() {
+            let memory = Box::new(self.memory.clone());
+            self.phase = Phase::Settling(memory.clone());
+            out.push(Order::Remember(memory));
         }
-        changed
+        u64::try_from(forgotten).unwrap_or(u64::MAX)
     }
 
     /// Whether what is under way came from the disk, not from the server.

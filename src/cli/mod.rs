@@ -3,6 +3,7 @@
 mod check;
 mod good;
 mod recover;
+mod retry;
 mod run;
 mod status;
 mod version;
@@ -30,13 +31,15 @@ const DEFAULT_CONFIG: &str = "/etc/chiton/chiton.yaml";
 const HELP: &str = "\
 chiton: an OpAMP agent for the edge
 
-Usage: chiton COMMAND [OPTIONS]
+Usage: chiton COMMAND [OPTIONS] [HASH]
 
 Commands:
   run      run the agent: keep the connection, manage the workload;
            SIGHUP makes it read the settings again
   recover  undo an interrupted change on the disk, as run does at its start;
            for a oneshot before a workload that the init system starts
+  retry    make the running agent forget what failed, so that the next offer
+           of it is tried again: all, or HASH as status shows it
   check    validate the settings and what they point to; print what is in force
   status   ask the running agent how it is
   version  print version, target and protocol version
@@ -58,6 +61,7 @@ enum Command {
     Recover(PathBuf),
     Check(PathBuf),
     Status { config: Option<PathBuf>, json: bool },
+    Retry { config: Option<PathBuf>, hash: Option<String> },
     Version { json: bool },
     Help,
 }
@@ -70,6 +74,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(Command::Recover(config)) => recover::run(&config),
         Ok(Command::Check(config)) => check::run(&config),
         Ok(Command::Status { config, json }) => status::run(config.as_deref(), json),
+        Ok(Command::Retry { config, hash }) => retry::run(config.as_deref(), hash.as_deref()),
         Ok(Command::Version { json }) => version::run(json),
         Ok(Command::Help) => print(HELP),
         Err(error) => {
@@ -84,6 +89,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, lexop
     let mut command = None;
     let mut config = None;
     let mut json = false;
+    let mut hash = None;
     while let Some(argument) = parser.next()? {
         match argument {
             Short('h') | Long("help") => return Ok(Command::Help),
@@ -91,6 +97,9 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, lexop
             Long("json") => json = true,
             Long("version") if command.is_none() => command = Some("version".to_owned()),
             Value(word) if command.is_none() => command = Some(word.string()?),
+            Value(word) if command.as_deref() == Some("retry") && hash.is_none() => {
+                hash = Some(word.string()?);
+            }
             other => return Err(other.unexpected()),
         }
     }
@@ -100,6 +109,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, lexop
         Some("recover") => Command::Recover(file()),
         Some("check") => Command::Check(file()),
         Some("status") => Command::Status { config: config.clone(), json },
+        Some("retry") => Command::Retry { config: config.clone(), hash },
         Some("version") => Command::Version { json },
         Some("help") => Command::Help,
         Some(other) => return Err(format!("there is no command {other:?}").into()),

@@ -2,13 +2,18 @@
 
 use std::path::Path;
 
-use super::{FAILED, complain, print};
-use crate::settings;
+use super::{FAILED, complain, good, print};
 use crate::store::Store;
 
 pub(super) fn run(config: &Path) -> u8 {
-    let loaded = match settings::load(config, &settings::Process) {
-        Ok(loaded) => loaded,
+    // As `run` does: a file that has turned bad must not keep a healthy workload down.
+    let loaded = match good::settings(config) {
+        Ok(good) => {
+            for problem in good.bad {
+                complain(&problem.to_string());
+            }
+            good.loaded
+        }
         Err(problems) => {
             for problem in problems {
                 complain(&problem.to_string());

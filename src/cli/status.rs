@@ -1,7 +1,7 @@
 //! `chiton status`: asks the running agent, and shows the answer to eyes or to scripts.
 
 use core::time::Duration;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ const MAX_DOCUMENT: u64 = 1 << 20;
 
 pub(super) fn run(config: Option<&Path>, json: bool) -> u8 {
     let socket = socket(config);
-    let document = match ask(&socket) {
+    let document = match ask(&socket, "status") {
         Ok(document) => document,
         Err(error) => {
             complain(&format!("no agent answers at {}: {error}", socket.display()));
@@ -46,14 +46,16 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> u8 {
 }
 
 /// The socket that the settings name, or named when they were last good.
-fn socket(config: Option<&Path>) -> PathBuf {
+pub(super) fn socket(config: Option<&Path>) -> PathBuf {
     let file = config.unwrap_or_else(|| Path::new(DEFAULT_CONFIG));
     good::status_socket(file).unwrap_or_else(default_socket)
 }
 
-fn ask(socket: &Path) -> io::Result<String> {
-    let stream = UnixStream::connect(socket)?;
+/// Asks the agent at this socket one thing.
+pub(super) fn ask(socket: &Path, request: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{request}\n").as_bytes())?;
     let mut document = String::new();
     stream.take(MAX_DOCUMENT).read_to_string(&mut document)?;
     Ok(document)

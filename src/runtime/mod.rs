@@ -30,6 +30,7 @@ use crate::agent::uid::Uid;
 use crate::agent::{Action, Agent, Config, Event};
 use crate::clock::{self, Mono, Now};
 use crate::host;
+use crate::json::Json;
 use crate::log::Log;
 use crate::log::limit::Limiter;
 use crate::notify::Notify;
@@ -74,7 +75,8 @@ enum Input {
     Event(Event),
     Log(Tone, String),
     Settings(reload::Why, Result<Box<Loaded>, Vec<Problem>>),
-    Status(UnixStream),
+    /// A client of the status socket, and what it says.
+    Asked(Io<UnixStream>, String),
     Signal(u8),
     /// The external workload may have changed.
     Look,
@@ -361,7 +363,7 @@ impl<'a> Runtime<'a> {
                 Some(Input::Event(event)) => self.handle(event),
                 Some(Input::Log(tone, text)) => self.say(tone, &text),
                 Some(Input::Settings(why, read)) => self.settings_read(why, read),
-                Some(Input::Status(stream)) => self.show(stream),
+                Some(Input::Asked(stream, request)) => self.asked(stream, &request),
                 Some(Input::Signal(signal)) => self.signal(signal),
                 Some(Input::Entropy) => self.identify(),
                 Some(Input::Look) => {
@@ -655,7 +657,22 @@ impl<'a> Runtime<'a> {
         kept
     }
 
-    fn show(&self, stream: UnixStream) {
+    fn asked(&mut self, stream: Io<UnixStream>, request: &str) {
+        let document = match request.split_once(' ').unwrap_or((request, "")) {
+            ("" | "status", _) => self.status(),
+            ("retry", hash) => {
+                let hash = Some(hash.trim()).filter(|hash| !hash.is_empty());
+                let mut actions = Vec::new();
+                let forgotten = self.agent.retry(hash, now(), &mut actions);
+                self.carry_out(actions);
+                Json::object([("forgotten", Json::Number(forgotten))])
+            }
+            _ => Json::object([("error", Json::text("this agent does not know that request"))]),
+        };
+        self.executor.spawn(socket::answer(stream, format!("{document}\n"))).detach();
+    }
+
+    fn status(&self) -> Json {
         let now = now();
         let around = Surroundings {
             endpoint: self.settings.server.endpoint.to_string(),
@@ -667,8 +684,7 @@ impl<'a> Runtime<'a> {
                 .collect(),
             uptime: now.mono.since(self.started).as_secs(),
         };
-        let document = status::document(&self.agent.snapshot(), &around, now);
-        self.executor.spawn(socket::answer(stream, format!("{document}\n"))).detach();
+        status::document(&self.agent.snapshot(), &around, now)
     }
 
     fn signal(&mut self, signal: u8) {

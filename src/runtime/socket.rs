@@ -1,4 +1,4 @@
-//! The status socket: one JSON document a connection.
+//! The status socket: one JSON document a connection. Who wants more than the status says so in one line.
 
 use core::time::Duration;
 use std::fs;
@@ -8,11 +8,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::rc::Rc;
 
-use smol::io::AsyncWriteExt;
+use smol::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Inbox, Input};
 use crate::reactor::{Io, Timer, within};
 
+/// A client that wants more than the status has so long to say so.
+const ASK_TIMEOUT: Duration = Duration::from_millis(100);
+/// Bytes of what it may say.
+const MAX_REQUEST: usize = 4096;
 /// A client has so long to take the document.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// After a failed accept (out of descriptors), wait so long.
@@ -44,17 +48,39 @@ pub(super) fn bind(path: &Path) -> io::Result<Io<UnixListener>> {
 pub(super) async fn accept(listener: Io<UnixListener>, inbox: Rc<Inbox>) {
     loop {
         match listener.when_readable(UnixListener::accept).await {
-            Ok((stream, _)) => inbox.input(Input::Status(stream)).await,
+            Ok((stream, _)) => {
+                if let Some((stream, request)) = read(stream).await {
+                    inbox.input(Input::Asked(stream, request)).await;
+                }
+            }
             Err(_) => Timer::after(PAUSE).await,
         }
     }
 }
 
+/// Reads the line with which a client begins; one that says nothing is shown the status.
+async fn read(stream: UnixStream) -> Option<(Io<UnixStream>, String)> {
+    stream.set_nonblocking(true).ok()?;
+    let mut stream = Io::new(stream).ok()?;
+    let mut request = Vec::new();
+    let reading = async {
+        let mut part = [0; 256];
+        while request.len() < MAX_REQUEST && !request.contains(&b'\n') {
+            match stream.read(&mut part).await {
+                Ok(count) if count > 0 => request.extend(part.get(..count).unwrap_or_default()),
+                _ => return,
+            }
+        }
+    };
+    let _ = within(ASK_TIMEOUT, reading).await;
+    let request = String::from_utf8_lossy(&request);
+    let line = request.lines().next().unwrap_or_default().to_owned();
+    Some((stream, line))
+}
+
 /// Writes the document and closes.
-pub(super) async fn answer(stream: UnixStream, document: String) {
+pub(super) async fn answer(mut stream: Io<UnixStream>, document: String) {
     let sent = async {
-        stream.set_nonblocking(true)?;
-        let mut stream = Io::new(stream)?;
         stream.write_all(document.as_bytes()).await?;
         stream.close().await
     };
