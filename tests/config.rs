@@ -205,6 +205,40 @@ fn a_configuration_that_crash_loops_after_its_commit_goes_back_once() {
     agent.stop_with(peer);
 }
 
+/// The device's own rule: what crash-loops runs with a smaller configuration, which is told, and the next offer
+/// comes through its gate as ever.
+#[test]
+fn a_crash_loop_degrades_to_a_configuration_of_the_devices_own() {
+    let (home, server) = (home(), Server::new());
+    home.script("if grep -q 'level: 1' \"$1\" && [ -e \"$0.die\" ]; then exit 3; fi");
+    fs::write(home.path("small.yaml"), "small: 1\n").unwrap();
+    let gate = "rollback: { window: 10s, interval: 20ms, successes: 2, crash_loop: { crashes: 3, within: 10m } }";
+    let mut own = gated(gate, &[]);
+    let rule = format!("{{ use: {} }}", home.path("small.yaml").display());
+    own.workload.push(format!("degrade: [{{ when: crash_loop, do: {rule}, cooldown: 1h }}]"));
+    let (agent, mut peer, first) = connected(&home, &server, &own);
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h1", "level: 1\n");
+    fs::write(home.path("workload.sh.die"), "").unwrap();
+    kill_process(Pid::from_raw(home.workload(1)).unwrap(), Signal::KILL).unwrap();
+    let told = peer.until("what was done", |report| {
+        let health = report.health.as_ref();
+        health.is_some_and(|health| health.component_health_map.contains_key("degrade"))
+    });
+    let degraded = &told.health.unwrap().component_health_map["degrade"];
+    assert!(degraded.status.contains("small.yaml"), "{degraded:?}");
+    assert!(degraded.status.contains("crashed 3 times"), "{degraded:?}");
+    assert_eq!(home.seen(home.workload(4)), "small: 1\n");
+    agent.tells("config.status", &["APPLIED"]);
+    let map = peer.proves_to_work(uid).effective_config.unwrap().config_map.unwrap().config_map;
+    assert_eq!(map["small.yaml"].body.as_ref(), b"small: 1\n", "what runs is what is told");
+    fs::remove_file(home.path("workload.sh.die")).unwrap();
+    // The same contents again are no news to the record, but they do not run.
+    commit(&mut peer, uid, "h1 again", "level: 1\n");
+    assert_eq!(home.seen(home.workload(5)), "level: 1\n");
+    agent.stop_with(peer);
+}
+
 /// opamp-spec L456: what is over the limit is not sent, and that is recorded; the rest of the report still goes.
 #[test]
 fn an_effective_config_over_the_limit_is_left_out_and_said() {

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod bounds;
 pub mod capabilities;
 pub mod configset;
+pub mod degrade;
 pub mod health;
 pub mod identity;
 pub mod merge;
@@ -20,6 +21,7 @@ pub mod uid;
 
 use core::time::Duration;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use chiton_proto::{
@@ -28,6 +30,7 @@ use chiton_proto::{
 };
 
 use self::bounds::Bounds;
+use self::degrade::Degrading;
 use self::health::{CheckResult, Health};
 use self::report::Facets;
 use self::rollout::{Digest, Generation, Memory, Rollout, Staged};
@@ -35,7 +38,7 @@ use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, V
 use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{Mono, Now};
-use crate::settings::{Apply, Connection, Owner, Scheme, Settings};
+use crate::settings::{Apply, Connection, DegradeAction, Owner, Scheme, Settings};
 
 /// Between restarts that the server asks for: a flood of commands is no way to keep a workload down.
 pub const RESTART_INTERVAL: Duration = Duration::from_secs(10);
@@ -89,6 +92,8 @@ pub enum Event {
     Validated(Result<(), String>),
     /// Answers [`Action::Arm`].
     Armed(Result<(), String>),
+    /// Answers [`Action::Substitute`].
+    Substituted(Result<(), String>),
     /// Answers [`Action::Activate`].
     Activated(Result<(), String>),
     /// Answers [`Action::Remember`].
@@ -184,6 +189,8 @@ pub enum Action {
     },
     /// Dry run of a generation. → [`Event::Validated`]
     Validate(Generation),
+    /// Place this file of the device's own and run with it. → [`Event::Substituted`]
+    Substitute(PathBuf),
     /// Swap the running generation. → [`Event::Activated`]
     Activate(Option<Generation>),
     /// Write the life cycle's record. → [`Event::Remembered`]
@@ -219,6 +226,7 @@ pub struct Config {
     apply: Apply,
     /// As it is before anything has happened.
     workload: Option<Supervision>,
+    degrading: Degrading,
     /// The command names `{config_file}` or `{config_dir}`: without a configuration it is not started.
     needs_config: bool,
     /// There is something to check beside the process being alive.
@@ -282,6 +290,10 @@ impl Config {
                     Supervision::external(workload.restarts(), remote.rollback.window)
                 }
             }),
+            degrading: Degrading::new(
+                settings.workload.as_ref().map_or(&[][..], |workload| &workload.degrade),
+                remote.rollback.crash_loop,
+            ),
             needs_config,
             has_checks: settings.health.checks.iter().any(|check| check.kind.is_in_force()),
             check_interval: settings.health.check_interval,
@@ -362,6 +374,9 @@ struct Managed {
     config: Config,
     rollout: Rollout,
     workload: Option<Supervision>,
+    degrading: Degrading,
+    /// What was last done by the device's own rules, and when.
+    degraded: Option<(String, Now)>,
     health: Health,
     /// An interrupted change was undone on the disk, and a workload that lived on has not been told.
     stale: bool,
@@ -389,6 +404,15 @@ impl Reportable for Managed {
                 tree.last_error.clone_from(&settings.last_error);
             }
             tree.component_health_map.insert("settings".to_owned(), settings);
+        }
+        if let Some((text, at)) = &self.degraded {
+            let done = ComponentHealth {
+                healthy: true,
+                status: text.clone(),
+                status_time_unix_nano: at.wall.unix_nanos(),
+                ..ComponentHealth::default()
+            };
+            tree.component_health_map.insert("degrade".to_owned(), done);
         }
         tree
     }
@@ -451,6 +475,8 @@ impl Agent {
             state: Managed {
                 rollout: Rollout::new(config.rollout, memory, now),
                 workload: config.workload.clone(),
+                degrading: config.degrading.clone(),
+                degraded: None,
                 health: Health::new(config.has_checks, now),
                 stale: false,
                 bad_settings: None,
@@ -539,6 +565,10 @@ impl Agent {
             }
             Event::Armed(result) => {
                 self.on_rollout(now, actions, |rollout, out| rollout.armed(result, now, out));
+            }
+            Event::Substituted(result) => {
+                self.on_rollout(now, actions, |rollout, out| rollout.substituted(result, out));
+                self.changed(Facets::EFFECTIVE_CONFIG);
             }
             Event::Activated(result) => {
                 self.on_rollout(now, actions, |rollout, out| rollout.activated(result, out));
@@ -790,7 +820,34 @@ impl Agent {
                 rollout.crashed(text, now, out);
                 false
             });
+            // A configuration that was committed a short while ago goes back instead.
+            if self.state.rollout.is_idle()
+                && let Some((action, why)) = self.state.degrading.crashed(text, now)
+            {
+                self.degrade(action, &why, now, actions);
+            }
         }
+    }
+
+    /// Does what the device's own rules say, and says so.
+    fn degrade(&mut self, action: DegradeAction, why: &str, now: Now, actions: &mut Vec<Action>) {
+        let done = match action {
+            DegradeAction::Restart => {
+                self.on_workload(actions, Supervision::restart);
+                "restarted".to_owned()
+            }
+            DegradeAction::Use(file) => {
+                let done = format!("runs with {}", file.display());
+                self.on_rollout(now, actions, |rollout, out| {
+                    rollout.substitute(file, out);
+                    false
+                });
+                done
+            }
+        };
+        let text = cut(format!("{done}: {why}"));
+        actions.push(Action::Log(Tone::Warning, format!("degrade: {text}")));
+        self.state.degraded = Some((text, now));
     }
 
     /// Another process than before is the workload.
@@ -858,6 +915,11 @@ impl Agent {
             rollout.checked(&results, now, out);
             false
         });
+        if self.state.rollout.is_idle()
+            && let Some((action, why)) = self.state.degrading.checked(&results, now)
+        {
+            self.degrade(action, &why, now, actions);
+        }
         if results.iter().all(|check| check.failure.is_none())
             && let Some(workload) = &mut self.state.workload
         {
@@ -1034,6 +1096,7 @@ impl Agent {
                     actions.push(Action::Arm { memory, after_going_back });
                 }
                 rollout::Order::Validate(generation) => actions.push(Action::Validate(generation)),
+                rollout::Order::Substitute(file) => actions.push(Action::Substitute(file)),
                 rollout::Order::Activate(generation) => actions.push(Action::Activate(generation)),
                 rollout::Order::Remember(memory) => actions.push(Action::Remember(memory)),
                 rollout::Order::Say(text) => actions.push(Action::Log(Tone::Warning, text)),

@@ -16,6 +16,7 @@
 
 use core::time::Duration;
 use std::collections::VecDeque;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use chiton_proto::{AgentConfigMap, AgentRemoteConfig, RemoteConfigStatus, RemoteConfigStatuses};
@@ -135,6 +136,8 @@ pub enum Order {
         /// The record after going back, for a disk that is full by then.
         after_going_back: Box<Memory>,
     },
+    /// Place this file of the device's own and make it the running generation. → [`Rollout::substituted`]
+    Substitute(PathBuf),
     /// Make it the running generation; [`None`]: none. → [`Rollout::activated`]
     Activate(Option<Generation>),
     /// Make the workload read it. → [`Rollout::applied`]
@@ -179,6 +182,10 @@ enum Phase {
     Settling(Box<Memory>),
     /// The trial failed; that is being written.
     Condemning(Box<Memory>),
+    /// On the way to a configuration of the device's own, which nobody judges.
+    Substituting {
+        applying: bool,
+    },
     /// On the way back to what `memory` says is committed.
     Returning {
         memory: Box<Memory>,
@@ -265,6 +272,8 @@ pub struct Rollout {
     unwritten: Option<Mono>,
     /// Checks that failed before the trial, while the workload ran: they do not fail it.
     sick: Vec<String>,
+    /// What is committed does not run: a configuration of the device's own does.
+    substituted: bool,
 }
 
 /// A commit that crashes can still undo.
@@ -289,6 +298,7 @@ impl Rollout {
             fresh: None,
             unwritten: None,
             sick: Vec::new(),
+            substituted: false,
         };
         let age = now.wall.0.checked_sub(rollout.memory.committed_at.0);
         let within = rules.rollback.crash_loop.within;
@@ -324,6 +334,7 @@ impl Rollout {
             Phase::Trial(..) => "trial",
             Phase::Committing(..) => "committing",
             Phase::Settling(_) => "settling",
+            Phase::Substituting { .. } => "degrading",
             Phase::Condemning(_) | Phase::Returning { .. } => "rolling back",
         }
     }
@@ -617,12 +628,19 @@ impl Rollout {
                 }
                 false
             }
+            Phase::Substituting { applying: true } => {
+                if let Err(error) = result {
+                    out.push(Order::Say(format!("the workload with it: {error}")));
+                }
+                false
+            }
             Phase::Returning { memory, applying: true } => {
                 if let Err(error) = result {
                     out.push(Order::Say(format!("the workload after going back: {error}")));
                 }
                 self.memory = *memory;
                 self.current = None;
+                self.substituted = false;
                 true
             }
             other => {
@@ -644,10 +662,43 @@ impl Rollout {
         self.phase = Phase::Trial(generation, gate);
     }
 
+    /// Runs with a configuration of the device's own, until an offer is committed or Chiton starts again. Only while
+    /// nothing is under way.
+    pub fn substitute(&mut self, file: PathBuf, out: &mut Vec<Order>) {
+        if self.is_idle() {
+            self.phase = Phase::Substituting { applying: false };
+            out.push(Order::Substitute(file));
+        }
+    }
+
+    /// The answer to [`Order::Substitute`]. The status never changes.
+    pub fn substituted(&mut self, result: Result<(), String>, out: &mut Vec<Order>) -> bool {
+        if !matches!(self.phase, Phase::Substituting { applying: false }) {
+            return false;
+        }
+        match result {
+            Ok(()) => {
+                self.substituted = true;
+                self.phase = Phase::Substituting { applying: true };
+                out.push(Order::Apply);
+            }
+            Err(error) => {
+                self.phase = Phase::Idle;
+                out.push(Order::Say(format!("degrade: {error}")));
+            }
+        }
+        false
+    }
+
     /// Whether an apply is awaited: the workload's next start or failure to start answers it.
     #[must_use]
     pub const fn applies(&self) -> bool {
-        matches!(self.phase, Phase::Applying(_) | Phase::Returning { applying: true, .. })
+        matches!(
+            self.phase,
+            Phase::Applying(_)
+                | Phase::Substituting { applying: true }
+                | Phase::Returning { applying: true, .. }
+        )
     }
 
     /// What runs by right once the way back has been gone; [`None`]: we are not on it.
@@ -768,6 +819,7 @@ impl Rollout {
                 // The local file runs all the same.
                 self.memory = *memory;
                 self.current = None;
+                self.substituted = false;
                 self.watch_commit(now.mono.after(self.rules.rollback.crash_loop.within));
                 true
             }
@@ -910,7 +962,8 @@ impl Rollout {
 
     fn stage(&mut self, offer: Option<AgentConfigMap>, write: bool, out: &mut Vec<Order>) {
         self.phase = Phase::Staging;
-        let committed = self.memory.committed.iter().map(|generation| generation.digest);
+        let committed = self.memory.committed.iter().filter(|_| !self.substituted);
+        let committed = committed.map(|generation| generation.digest);
         let known =
             committed.chain(self.memory.failed.iter().map(|failed| failed.digest)).collect();
         out.push(Order::Stage { offer, known, write });

@@ -26,6 +26,7 @@ pub(super) enum Job {
         memory: Box<Memory>,
         after_going_back: Box<Memory>,
     },
+    Substitute(PathBuf),
     Activate(Option<Generation>),
     Remember(Box<Memory>),
     KeepSettings {
@@ -59,6 +60,7 @@ fn carry_out(store: &Store, job: Job) -> Option<Input> {
         Job::Arm { memory, after_going_back } => {
             Event::Armed(store.arm(&memory, &after_going_back))
         }
+        Job::Substitute(file) => Event::Substituted(store.substitute(&file)),
         Job::Activate(generation) => Event::Activated(store.activate(generation)),
         Job::Remember(memory) => Event::Remembered(store.remember(&memory)),
         Job::KeepSettings { file, text } => {

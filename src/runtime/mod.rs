@@ -431,6 +431,7 @@ impl<'a> Runtime<'a> {
                 Action::Arm { memory, after_going_back } => {
                     self.job(disk::Job::Arm { memory, after_going_back });
                 }
+                Action::Substitute(file) => self.job(disk::Job::Substitute(file)),
                 Action::Activate(generation) => self.job(disk::Job::Activate(generation)),
                 Action::Remember(memory) => self.job(disk::Job::Remember(memory)),
                 Action::Validate(generation) => self.validate(generation),

@@ -14,7 +14,6 @@ const NOT_YET: &[&str] = &[
     "opamp.health.metrics",
     "opamp.health.metrics_interval",
     "opamp.health.scrape",
-    "opamp.workload.degrade",
     "opamp.remote_config.require_signature",
     "opamp.packages",
     "opamp.packages_dir",

@@ -140,7 +140,7 @@ impl Device {
             Order::Remember(memory) => {
                 rollout.remembered(self.store.remember(&memory), now, out);
             }
-            Order::Say(_) => {}
+            Order::Substitute(_) | Order::Say(_) => {}
         }
         true
     }

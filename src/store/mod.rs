@@ -302,6 +302,22 @@ impl Store {
         }
     }
 
+    /// Places a file of the device's own and makes it the running generation. What is committed stays so, and runs
+    /// again after the next start.
+    ///
+    /// # Errors
+    /// The step that failed; what ran runs on.
+    pub fn substitute(&self, file: &Path) -> Result<(), String> {
+        let at = |error: io::Error| format!("{}: {error}", file.display());
+        let body = File::open(file).and_then(|file| disk::read_all(file, MAX_LOCAL)).map_err(at)?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let local = Local { name: &name, body: Some(&body) };
+        let set = configset::place(None, Some(local), &self.rules)
+            .map_err(|refusal| format!("{}: {refusal}", file.display()))?;
+        let generation = self.write(&set, false, set.digest()).map_err(at)?;
+        self.point(Path::new(CONFIG), generation.number)
+    }
+
     /// Makes a generation the running one, in one step; [`None`]: none runs.
     ///
     /// # Errors

@@ -811,6 +811,8 @@ impl World {
                     self.blamed = self.now < self.sick_until || self.disk_fails > 0;
                     self.job(Job::Stage(offer, known, write));
                 }
+                // No rule here says so.
+                Action::Substitute(_) => {}
                 Action::Activate(generation) => {
                     assert_eq!(self.activating, 0, "two swaps at once");
                     self.activating += 1;
