@@ -126,8 +126,9 @@ struct Runtime<'a> {
     settings: Rc<Settings>,
     /// chiton.yaml.
     file: PathBuf,
-    /// It is being read again, and is to be read once more after that.
-    reading: bool,
+    /// Why it is being read again, if it is.
+    reading: Option<reload::Why>,
+    /// It is to be read once more after that.
     read_again: bool,
     /// Its text, until it is kept: see [`crate::store::Store::keep_settings`].
     unexpanded: String,
@@ -209,7 +210,7 @@ impl<'a> Runtime<'a> {
             agent: Agent::new(config, memory, seed(now), now),
             settings,
             file,
-            reading: false,
+            reading: None,
             read_again: false,
             unexpanded: loaded.unexpanded,
             notify,
@@ -272,7 +273,8 @@ impl<'a> Runtime<'a> {
     fn tend(&mut self) {
         let now = now();
         self.notify.alive(now.mono);
-        if !self.notify.is_ready() && !self.reading && self.agent.has_begun() {
+        let reloading = self.reading == Some(reload::Why::Asked);
+        if !self.notify.is_ready() && !reloading && self.agent.has_begun() {
             self.notify.ready();
         }
         self.notify.status(match self.agent.link_state() {
