@@ -143,8 +143,9 @@ struct Runtime<'a> {
     settings: Rc<Settings>,
     /// chiton.yaml.
     file: PathBuf,
-    /// It is being read again, and is to be read once more after that.
-    reading: bool,
+    /// Why it is being read again, if it is.
+    reading: Option<reload::Why>,
+    /// It is to be read once more after that.
     read_again: bool,
     /// Its text, until it is kept: see [`crate::store::Store::keep_settings`].
     unexpanded: String,
@@ -242,7 +243,7 @@ impl<'a> Runtime<'a> {
             went_back: recovered.went_back,
             settings,
             file,
-            reading: false,
+            reading: None,
             read_again: false,
             unexpanded: loaded.unexpanded,
             notify,
@@ -335,7 +336,8 @@ impl<'a> Runtime<'a> {
     fn tend(&mut self) {
         let now = now();
         self.notify.alive(now.mono);
-        if !self.notify.is_ready() && !self.reading && self.agent.has_begun() {
+        let reloading = self.reading == Some(reload::Why::Asked);
+        if !self.notify.is_ready() && !reloading && self.agent.has_begun() {
             self.notify.ready();
         }
         self.notify.status(match self.agent.link_state() {
