@@ -7,6 +7,7 @@ mod disk;
 mod external;
 mod link;
 mod reload;
+mod rest;
 mod socket;
 
 use core::cell::RefCell;
@@ -48,6 +49,7 @@ use crate::workload::reap::{self, Exit, ExitKind};
 use crate::workload::spawn::{Child, Spec};
 use external::External;
 use link::{Link, Links, Task};
+use rest::Rest;
 
 /// Inputs that may wait for the core; whoever has one more waits himself.
 const INBOX: usize = 32;
@@ -181,8 +183,7 @@ struct Runtime<'a> {
     /// What happened while actions were carried out.
     aftermath: VecDeque<Event>,
     started: Mono,
-    /// Code has run that does not run at rest: its pages are given back with the server's next answer.
-    busy: bool,
+    rest: Rest,
     give_up_at: Option<Mono>,
     over: bool,
 }
@@ -266,7 +267,7 @@ impl<'a> Runtime<'a> {
             problems,
             aftermath: VecDeque::new(),
             started: now.mono,
-            busy: true,
+            rest: Rest::default(),
             give_up_at: None,
             over: false,
         })
@@ -354,7 +355,12 @@ impl<'a> Runtime<'a> {
 
     async fn serve(&mut self, inputs: Receiver<Input>) {
         while !self.over {
-            let deadlines = [self.agent.deadline(), self.give_up_at, self.notify.deadline()];
+            let deadlines = [
+                self.agent.deadline(),
+                self.give_up_at,
+                self.notify.deadline(),
+                self.rest.deadline(),
+            ];
             let deadline = deadlines.into_iter().flatten().min();
             let input = smol::future::or(async { inputs.recv().await.ok() }, async {
                 Timer::at(deadline).await;
@@ -396,7 +402,10 @@ impl<'a> Runtime<'a> {
 
     fn handle(&mut self, event: Event) {
         let answered = matches!(event, Event::Received { .. });
-        self.busy |= matches!(event, Event::LinkUp { .. } | Event::Remembered(_));
+        // A tick that only ends a burst is none of its events.
+        if !matches!(event, Event::Tick) {
+            self.rest.disturbed(now().mono);
+        }
         let mut actions = Vec::new();
         self.agent.handle(event, now(), &mut actions);
         self.carry_out(actions);
@@ -405,9 +414,7 @@ impl<'a> Runtime<'a> {
             self.agent.handle(event, now(), &mut actions);
             self.carry_out(actions);
         }
-        if answered && core::mem::take(&mut self.busy) {
-            crate::sys::give_back_code();
-        }
+        self.rest.settle(answered, now().mono);
     }
 
     fn carry_out(&mut self, actions: Vec<Action>) {
