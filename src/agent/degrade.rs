@@ -41,13 +41,13 @@ impl Degrading {
         Some((action, format!("it crashed {most} times within {:?}: {text}", self.limit.within)))
     }
 
-    /// A round of checks: what is to be done, and why.
-    pub fn checked(
+    /// A round of checks, as they are reported: a single peak is no reason. What is to be done, and why.
+    pub fn checked<'a>(
         &mut self,
-        results: &[CheckResult],
+        results: impl Iterator<Item = &'a CheckResult>,
         now: Now,
     ) -> Option<(DegradeAction, String)> {
-        let failed = results.iter().filter_map(|check| Some((check, check.failure.as_ref()?)));
+        let failed = results.filter_map(|check| Some((check, check.failure.as_ref()?)));
         for (check, why) in failed {
             let when = if check.name.starts_with("memory_max") {
                 DegradeWhen::MemoryMax
@@ -94,14 +94,16 @@ mod tests {
     fn rules_are_taken_in_turn_and_each_rests() {
         let mut degrading = degrading(DegradeWhen::MemoryMax);
         let failure = Some("memory 300 MiB".to_owned());
-        let bad = [CheckResult { name: "memory_max 256MiB".to_owned(), failure }];
-        let mut acts = |seconds| degrading.checked(&bad, at(seconds)).map(|(action, _)| action);
+        let name = || "memory_max 256MiB".to_owned();
+        let bad = [CheckResult { name: name(), failure, ..CheckResult::default() }];
+        let mut acts =
+            |seconds| degrading.checked(bad.iter(), at(seconds)).map(|(action, _)| action);
         assert_eq!(acts(0), Some(DegradeAction::Restart));
         assert_eq!(acts(10), Some(DegradeAction::Use("/small".into())));
         assert_eq!(acts(20), None, "both rest");
         assert_eq!(acts(100), Some(DegradeAction::Restart));
-        let good = [CheckResult { name: "memory_max 256MiB".to_owned(), failure: None }];
-        assert!(degrading.checked(&good, at(1000)).is_none());
+        let good = [CheckResult { name: name(), ..CheckResult::default() }];
+        assert!(degrading.checked(good.iter(), at(1000)).is_none());
     }
 
     #[test]

@@ -66,6 +66,10 @@ impl Agent {
             self.state.health.expect(self.state.config.has_checks);
             self.check_soon(now);
         }
+        if self.state.config.metrics != before.metrics {
+            self.state.health.measured(Vec::new());
+            self.measuring.begin(self.metrics_interval(), now);
+        }
         let rules = self.state.config.session.clone();
         self.on_session(actions, |session, out| session.govern(rules, connection, now, out));
     }

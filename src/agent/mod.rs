@@ -13,6 +13,7 @@ mod govern;
 pub mod health;
 pub mod identity;
 pub mod merge;
+pub mod metrics;
 pub mod redact;
 pub mod report;
 pub mod rollout;
@@ -33,7 +34,8 @@ use chiton_proto::{
 use self::bounds::Bounds;
 use self::degrade::Degrading;
 pub use self::govern::{RESTART_INTERVAL, Reread};
-use self::health::{CheckResult, Health};
+use self::health::{CheckResult, Health, Rounds};
+use self::metrics::{Figures, Measuring};
 use self::report::Facets;
 use self::rollout::{Digest, Generation, Memory, Rollout, Staged};
 use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, Verdict, Wire};
@@ -133,6 +135,13 @@ pub enum Event {
         /// One result a check; empty where there is none to run.
         results: Vec<CheckResult>,
     },
+    /// Answers [`Action::Measure`].
+    Measured {
+        /// The round it belongs to.
+        round: u64,
+        /// What could be measured.
+        figures: Figures,
+    },
     /// The settings were read again: what is in force now, or why they are bad and nothing has changed.
     Settings(Result<Box<Reread>, String>),
     /// SIGTERM or SIGINT.
@@ -196,6 +205,11 @@ pub enum Action {
         /// To be given back.
         round: u64,
     },
+    /// Measure what the workload uses and does. → [`Event::Measured`]
+    Measure {
+        /// To be given back.
+        round: u64,
+    },
     /// Write a line to the log.
     Log(Tone, String),
     /// All is done: end the process.
@@ -218,6 +232,9 @@ pub struct Config {
     /// There is something to check beside the process being alive.
     has_checks: bool,
     check_interval: Duration,
+    rounds: Rounds,
+    /// Between measurements of these figures; [`None`]: nothing is measured.
+    metrics: Option<(Duration, Vec<String>)>,
     attributes: Attributes,
     bounds: Bounds,
 }
@@ -281,12 +298,32 @@ impl Config {
                 remote.rollback.crash_loop,
             ),
             needs_config,
-            has_checks: settings.health.checks.iter().any(|check| check.kind.is_in_force()),
+            has_checks: settings
+                .health
+                .checks
+                .iter()
+                .any(|check| !check.kind.is_limit() || settings.workload.is_some()),
             check_interval: settings.health.check_interval,
+            rounds: Rounds {
+                unhealthy_after: settings.health.unhealthy_after,
+                healthy_after: settings.health.healthy_after,
+            },
+            metrics: measured(settings),
             attributes: Attributes::new(settings, host),
             bounds: Bounds { max_message: server.max_message_size, ..Bounds::default() },
         }
     }
+}
+
+/// What is measured of the workload, and how often.
+fn measured(settings: &Settings) -> Option<(Duration, Vec<String>)> {
+    let health = &settings.health;
+    let mut wanted = health.metrics.clone();
+    wanted.retain(|name| {
+        health.scrape.is_some() || matches!(name.as_str(), "cpu_usage" | "memory_usage")
+    });
+    let told = settings.capabilities.reports_health && settings.workload.is_some();
+    (told && !wanted.is_empty()).then_some((health.metrics_interval, wanted))
 }
 
 impl Attributes {
@@ -348,6 +385,7 @@ pub struct Agent {
     check_round: u64,
     next_check: Option<Mono>,
     checking: bool,
+    measuring: Measuring,
     /// When the server last had its wish for a restart.
     restarted: Option<Mono>,
     /// The server wants a restart, and a trial is under way.
@@ -473,6 +511,7 @@ impl Agent {
             check_round: 0,
             next_check: None,
             checking: false,
+            measuring: Measuring::default(),
             restarted: None,
             restart_due: false,
         }
@@ -600,6 +639,10 @@ impl Agent {
                 });
             }
             Event::Checked { round, results } => self.checked(round, results, now, actions),
+            Event::Measured { round, figures } if self.measuring.awaits(round) => {
+                self.state.health.measured(figures.attributes());
+            }
+            Event::Measured { .. } => {}
             Event::Settings(Ok(read)) => self.govern(*read, now, actions),
             Event::Settings(Err(error)) => {
                 let error = cut(error);
@@ -635,7 +678,11 @@ impl Agent {
         let workload = self.state.workload.as_ref().and_then(Supervision::deadline);
         let check = self.next_check.filter(|_| self.checks_run());
         let session = self.session.as_ref().and_then(Session::deadline);
-        [session, self.state.rollout.deadline(), workload, check].into_iter().flatten().min()
+        let measure = self.measuring.deadline().filter(|_| self.is_running());
+        [session, self.state.rollout.deadline(), workload, check, measure]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How the connection is.
@@ -794,7 +841,16 @@ impl Agent {
     /// Another process than before is the workload.
     fn began(&mut self, now: Now) {
         self.state.health.clear();
+        self.measuring.begin(self.metrics_interval(), now);
         self.check_soon(now);
+    }
+
+    fn metrics_interval(&self) -> Option<Duration> {
+        self.state.config.metrics.as_ref().map(|(interval, _)| *interval)
+    }
+
+    fn is_running(&self) -> bool {
+        self.state.workload.as_ref().is_some_and(Supervision::is_running)
     }
 
     /// What is seen of an external workload, and what it answers.
@@ -856,17 +912,18 @@ impl Agent {
             rollout.checked(&results, now, out);
             false
         });
-        if self.state.rollout.is_idle()
-            && let Some((action, why)) = self.state.degrading.checked(&results, now)
-        {
-            self.degrade(action, &why, now, actions);
-        }
         if results.iter().all(|check| check.failure.is_none())
             && let Some(workload) = &mut self.state.workload
         {
             workload.proven();
         }
-        self.state.health.checked(results);
+        self.state.health.checked(results, self.state.config.rounds, now);
+        if self.state.rollout.is_idle()
+            && let Some((action, why)) =
+                self.state.degrading.checked(self.state.health.reported(), now)
+        {
+            self.degrade(action, &why, now, actions);
+        }
     }
 
     fn shut_down(&mut self, now: Now, actions: &mut Vec<Action>) {
@@ -901,6 +958,11 @@ impl Agent {
             }
             if self.checks_run() && self.next_check.is_some_and(|at| at <= now.mono) {
                 self.check(actions);
+            }
+            if self.is_running()
+                && let Some(round) = self.measuring.due(self.metrics_interval(), now)
+            {
+                actions.push(Action::Measure { round });
             }
         }
         self.state.health.note(self.state.workload.as_ref(), self.state.waits_for_config(), now);
@@ -945,8 +1007,7 @@ impl Agent {
             return; // nothing starts again; the next start of Chiton begins from what is committed
         }
         let running = self.state.workload.as_ref().is_some_and(Supervision::is_running);
-        let failing = self.state.health.failing().filter(|_| running);
-        let sick = failing.map(|check| check.name.clone()).collect();
+        let sick = if running { self.state.health.sick() } else { Vec::new() };
         self.state.rollout.sick(sick);
         if let Some(workload) = &mut self.state.workload
             && workload.is_external()

@@ -13,6 +13,7 @@ use crate::reactor::Timer;
 use crate::settings::{Apply, External as Rules, ExternalBy, Owner, Settings};
 use crate::workload::command;
 use crate::workload::external::{self, Finder};
+use crate::workload::usage::Target;
 
 /// While nothing runs, the next look is so far off, then twice that, and so on…
 const FIRST_LOOK: Duration = Duration::from_millis(25);
@@ -44,6 +45,12 @@ impl External {
             check_interval: settings.health.check_interval,
             watch: None,
         })
+    }
+
+    /// Whose use is its use.
+    pub(super) fn target(&self) -> Option<Target> {
+        let process = self.main()?;
+        self.finder.cgroup().map(Target::Cgroup).or_else(|| Target::of(process.pid))
     }
 
     fn main(&self) -> Option<Process> {
@@ -104,6 +111,7 @@ impl Runtime<'_> {
             Ok(process) => {
                 self.say(Tone::Info, &format!("the workload's main process is {}", process.pid));
                 let age = external::age(process);
+                self.measure_from_here();
                 self.aftermath.push_back(Event::WorkloadSeen { process, age });
             }
             Err(why) => {

@@ -6,6 +6,7 @@
 mod disk;
 mod external;
 mod link;
+mod measure;
 mod reload;
 mod rest;
 mod socket;
@@ -36,7 +37,7 @@ use crate::log::Log;
 use crate::log::limit::Limiter;
 use crate::notify::Notify;
 use crate::reactor::{self, Io, Timer};
-use crate::settings::{Apply, Level, Loaded, Owner, Problem, Settings};
+use crate::settings::{Apply, CheckKind, Level, Loaded, Owner, Problem, Settings};
 use crate::status::{self, Surroundings};
 use crate::store::Store;
 use crate::transport::tls::Factory;
@@ -49,6 +50,7 @@ use crate::workload::reap::{self, Exit, ExitKind};
 use crate::workload::spawn::{Child, Spec};
 use external::External;
 use link::{Link, Links, Task};
+use measure::Measures;
 use rest::Rest;
 
 /// Inputs that may wait for the core; whoever has one more waits himself.
@@ -167,6 +169,7 @@ struct Runtime<'a> {
     link: Option<Link>,
     child: Option<Rc<Child>>,
     external: Option<External>,
+    measures: Measures,
     /// An interrupted change was undone on the disk.
     went_back: bool,
     /// Whom the workload runs as, or why nobody knows.
@@ -241,6 +244,7 @@ impl<'a> Runtime<'a> {
         Ok(Self {
             agent: Agent::new(config, recovered.memory, seed(now), now),
             external: External::new(&settings),
+            measures: Measures::default(),
             went_back: recovered.went_back,
             settings,
             file,
@@ -450,6 +454,7 @@ impl<'a> Runtime<'a> {
                 Action::RunApply => self.run_apply(),
                 Action::Ask(ask) => self.ask(ask),
                 Action::Check { round } => self.check(round),
+                Action::Measure { round } => self.measure(round),
                 Action::Log(tone, text) => self.say(tone, &text),
                 Action::Exit => self.over = true,
             }
@@ -521,6 +526,7 @@ impl<'a> Runtime<'a> {
                 };
                 self.executor.spawn(watching).detach();
                 self.child = Some(child);
+                self.measure_from_the_start();
             }
             Err(error) => {
                 let text = format!("the workload could not be started: {error}");
@@ -563,13 +569,17 @@ impl<'a> Runtime<'a> {
             self.aftermath.push_back(Event::Checked { round, results: Vec::new() });
             return;
         }
+        let checks = &settings.health.checks;
+        let limits = checks.iter().any(|check| check.kind.is_limit());
+        let load = if limits { self.load() } else { None };
         // A check program runs as the workload does.
-        let spec = match self.spec(&[], &self.places()) {
-            Ok(spec) => spec,
-            Err(error) => return self.say(Tone::Warning, &error),
-        };
+        let programs = checks.iter().filter_map(|check| match &check.kind {
+            CheckKind::Exec(words) => Some(self.running_spec(words)),
+            _ => None,
+        });
+        let programs = programs.collect();
         let checking = async move {
-            let results = check::run_all(&settings.health.checks, &spec).await;
+            let results = check::run_all(&settings.health.checks, programs, load.as_ref()).await;
             inbox.put(Event::Checked { round, results }).await;
         };
         self.executor.spawn(checking).detach();

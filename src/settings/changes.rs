@@ -113,7 +113,7 @@ pub fn take(running: &Settings, read: Settings) -> (Settings, Changes) {
         taken.push("opamp.capabilities");
     }
     differing!(taken, "opamp.health", running.health, health,
-        check_interval metrics_interval metrics scrape checks);
+        check_interval unhealthy_after healthy_after metrics_interval metrics scrape checks);
     differing!(taken, "opamp.remote_config", running.remote_config, remote_config,
         main_file layout validate apply rollback min_interval allow history require_signature);
     if redact != running.redact {

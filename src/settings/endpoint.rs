@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::model::{Endpoint, Scheme};
+use super::model::{Endpoint, HttpTarget, Scheme};
 
 /// Longest URL, bytes.
 pub const MAX_URL: usize = 2048;
@@ -81,6 +81,26 @@ impl Endpoint {
         let host =
             if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
+    }
+}
+
+/// `host:port`, with the brackets of IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct Authority<'a>(pub &'a str, pub u16);
+
+impl fmt::Display for Authority<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.contains(':') {
+            write!(f, "[{}]:{}", self.0, self.1)
+        } else {
+            write!(f, "{}:{}", self.0, self.1)
+        }
+    }
+}
+
+impl fmt::Display for HttpTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", Authority(&self.host, self.port), self.path)
     }
 }
 

@@ -245,12 +245,16 @@ pub struct Capabilities {
 pub struct Health {
     /// Time between runs of the checks outside a gate. 100 ms to 24 h.
     pub check_interval: Duration,
+    /// A check that passes is reported as failed after so many failures in a row.
+    pub unhealthy_after: u32,
+    /// A check that is reported as failed is reported as passed after so many passes in a row.
+    pub healthy_after: u32,
     /// Time between reports of `metrics`.
     pub metrics_interval: Duration,
     /// Attributes to report.
     pub metrics: Vec<String>,
     /// The Collector's Prometheus endpoint, for the metrics that only it knows.
-    pub scrape: Option<String>,
+    pub scrape: Option<HttpTarget>,
     /// All must pass; process-alive is always one of them.
     pub checks: Vec<Check>,
 }
@@ -285,10 +289,10 @@ pub enum CheckKind {
 }
 
 impl CheckKind {
-    /// Whether this version runs it. One that is not run has no result: a pass would be a lie.
+    /// Whether it is about what the workload's processes use.
     #[must_use]
-    pub const fn is_in_force(&self) -> bool {
-        !matches!(self, Self::MemoryMax(_) | Self::CpuMax(_))
+    pub const fn is_limit(&self) -> bool {
+        matches!(self, Self::MemoryMax(_) | Self::CpuMax(_))
     }
 }
 

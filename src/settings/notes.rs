@@ -11,17 +11,11 @@ const NOT_YET: &[&str] = &[
     "opamp.server.tls.enroll",
     "opamp.server.tls.renew_before",
     "opamp.agent.request_instance_uid",
-    "opamp.health.metrics",
-    "opamp.health.metrics_interval",
-    "opamp.health.scrape",
     "opamp.remote_config.require_signature",
     "opamp.packages",
     "opamp.packages_dir",
     "opamp.credentials",
 ];
-
-/// Kinds of `opamp.health.checks` that are not yet acted upon.
-const CHECKS_NOT_YET: &[&str] = &["memory_max", "cpu_max"];
 
 /// The notes on these settings, with the key that each is about. `set` are the keys that the files have.
 #[must_use]
@@ -31,9 +25,7 @@ pub(super) fn notes(settings: &Settings, set: &[Key]) -> Vec<(Key, String)> {
     let not_yet = "is not in force yet: this version of Chiton reads and checks it, no more";
     for key in set {
         let name = key.to_string();
-        let check = name.starts_with("opamp.health.checks[")
-            && CHECKS_NOT_YET.iter().any(|kind| name.ends_with(&format!("].{kind}")));
-        let known = (NOT_YET.contains(&name.as_str()) && !is_off(settings, &name)) || check;
+        let known = NOT_YET.contains(&name.as_str()) && !is_off(settings, &name);
         if known && !notes.iter().any(|(noted, text)| noted == key && text == not_yet) {
             notes.push((key.clone(), not_yet.to_owned()));
         }
@@ -59,7 +51,6 @@ fn is_off(settings: &Settings, key: &str) -> bool {
             !capabilities.accepts_other_connection_settings
         }
         "opamp.agent.request_instance_uid" => !settings.agent.request_instance_uid,
-        "opamp.health.metrics" => settings.health.metrics.is_empty(),
         "opamp.remote_config.require_signature" => !settings.remote_config.require_signature,
         _ => false,
     }
@@ -80,7 +71,20 @@ fn risks(settings: &Settings) -> Vec<(&'static str, &'static str)> {
             .is_ok_and(|address| address.is_loopback());
     let clear = !server.endpoint.scheme.is_secure() && !local && server.unusable.is_none();
     let packages = &settings.packages;
+    let health = &settings.health;
+    let scraped = |name: &String| !matches!(name.as_str(), "cpu_usage" | "memory_usage");
     [
+        (
+            workload.is_none() && health.checks.iter().any(|check| check.kind.is_limit()),
+            "opamp.health.checks",
+            "memory_max and cpu_max have nothing to measure: there is no opamp.workload",
+        ),
+        (
+            health.scrape.is_none() && health.metrics.iter().any(scraped),
+            "opamp.health.metrics",
+            "goroutines, spans_rate and export_latency are not reported without opamp.health.scrape, such as \
+             http://127.0.0.1:8888/metrics",
+        ),
         (
             server.tls.insecure_skip_verify,
             "opamp.server.tls.insecure_skip_verify",

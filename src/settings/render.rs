@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use serde_yaml::{Mapping, Value};
 
+use super::endpoint::Authority;
 use super::model::{
     Apply, Backoff, Check, CheckKind, Degrade, DegradeAction, DegradeWhen, ExternalBy, InstanceId,
     KeyKind, Layout, Level, LogFormat, LogTo, Owner, Packages, RemoteConfig, Server, Settings,
@@ -79,9 +80,14 @@ pub fn render(settings: &Settings) -> String {
             "health",
             map([
                 ("check_interval", time(health.check_interval)),
+                ("unhealthy_after", health.unhealthy_after.into()),
+                ("healthy_after", health.healthy_after.into()),
                 ("metrics_interval", time(health.metrics_interval)),
                 ("metrics", texts(&health.metrics)),
-                ("scrape", optional(health.scrape.as_deref().map(text))),
+                (
+                    "scrape",
+                    optional(health.scrape.as_ref().map(|target| text(&target.to_string()))),
+                ),
                 ("checks", health.checks.iter().map(check).collect::<Vec<_>>().into()),
             ]),
         ),
@@ -223,15 +229,9 @@ fn instance_id(id: &InstanceId) -> Value {
 }
 
 fn check(check: &Check) -> Value {
-    let host_port = |host: &str, port: u16| {
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-    };
     let (name, value) = match &check.kind {
-        CheckKind::Http(target) => {
-            let authority = host_port(&target.host, target.port);
-            ("http", Value::from(format!("http://{authority}{}", target.path)))
-        }
-        CheckKind::Tcp { host, port } => ("tcp", Value::from(host_port(host, *port))),
+        CheckKind::Http(target) => ("http", Value::from(target.to_string())),
+        CheckKind::Tcp { host, port } => ("tcp", Value::from(Authority(host, *port).to_string())),
         CheckKind::Exec(command) => ("exec", texts(command)),
         CheckKind::MemoryMax(bytes) => ("memory_max", Value::from(Bytes(*bytes).to_string())),
         CheckKind::CpuMax(cores) => ("cpu_max", Value::from(*cores)),

@@ -245,6 +245,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("health", "[]", "{interval: 5s}"),
     ("health.report_interval", "[]", "50ms"),
     ("health.check_interval", "[]", "0"),
+    ("health.unhealthy_after", "[]", "0"),
+    ("health.healthy_after", "[]", "101"),
     ("health.metrics_interval", "[]", "25h"),
     ("health.metrics", "cpu_usage", "[happiness]"),
     ("health.scrape", "[]", "https://localhost/"),
@@ -731,10 +733,10 @@ fn risks_and_keys_not_in_force_are_noted() {
     noted(&with("  packages: {signature: digest}\n"), "opamp.packages.signature", "downgrades");
     noted(
         &with("  health: {checks: [{memory_max: 1MiB}]}\n"),
-        "opamp.health.checks[0].memory_max",
-        "not in force",
+        "opamp.health.checks",
+        "no opamp.workload",
     );
-    noted(SEED, "opamp.health.metrics", "not in force");
+    noted(SEED, "opamp.health.metrics", "opamp.health.scrape");
     let server = |keys: &str| format!("opamp: {{server: {{{keys}}}}}\n");
     noted(
         &server("endpoint: \"wss://h\", tls: {insecure_skip_verify: true}"),

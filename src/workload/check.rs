@@ -1,4 +1,4 @@
-//! Health checks: an HTTP GET, a TCP connection, a command. Each ends within its limit.
+//! Health checks: an HTTP GET, a TCP connection, a command, what the workload uses. Each ends within its limit.
 
 use core::fmt;
 use core::future::poll_fn;
@@ -7,17 +7,18 @@ use core::task::Poll;
 use core::time::Duration;
 use std::error::Error;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::command;
 use super::family::Kind;
 use super::spawn::Spec;
-use crate::agent::health::CheckResult;
+use crate::agent::health::{CheckResult, Pass};
 use crate::net;
 use crate::reactor::{Io, within};
-use crate::settings::{Check, CheckKind, HttpTarget};
+use crate::settings::endpoint::Authority;
+use crate::settings::{Bytes, Check, CheckKind, HttpTarget};
 
 /// Bytes read of an answer: the status line is all that counts.
 pub const MAX_STATUS_LINE: usize = 1024;
@@ -44,6 +45,8 @@ pub enum Why {
     NotHttp,
     /// Another status than 2xx.
     Status(u16),
+    /// The answer is longer than so many bytes.
+    TooLong(usize),
     /// It took longer than this.
     TimedOut(Duration),
     /// The command failed.
@@ -64,6 +67,7 @@ impl fmt::Display for Why {
             Self::Broken(error) => write!(f, "the connection broke: {error}"),
             Self::NotHttp => f.write_str("the answer is not HTTP"),
             Self::Status(status) => write!(f, "answered with status {status}"),
+            Self::TooLong(most) => write!(f, "the answer is longer than {most} bytes"),
             Self::TimedOut(limit) => write!(f, "no result within {limit:?}"),
             Self::Command(outcome) => outcome.fmt(f),
         }
@@ -72,13 +76,33 @@ impl fmt::Display for Why {
 
 impl Error for CheckFailure {}
 
-/// Runs all checks at once, each within its own limit. `spec` is how a check's program is started: its `argv` is put
-/// in here.
-pub async fn run_all(checks: &[Check], spec: &Spec) -> Vec<CheckResult> {
+/// What a workload uses, for the checks.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Resident memory, bytes.
+    pub memory: u64,
+    /// Cores; [`None`] before there is a second figure.
+    pub cores: Option<f64>,
+}
+
+/// Runs all checks at once, each within its own limit. `programs` are those of the `exec` checks, in their order, or why
+/// one cannot be run. `load` is what the workload uses, or why that is not known; [`None`]: there is nothing to measure.
+pub async fn run_all(
+    checks: &[Check],
+    programs: Vec<Result<Spec, String>>,
+    load: Option<&Result<Load, String>>,
+) -> Vec<CheckResult> {
+    let mut programs = programs.into_iter();
     let mut running: Vec<Pin<Box<dyn Future<Output = CheckResult> + '_>>> = checks
         .iter()
-        .filter(|check| check.kind.is_in_force())
-        .map(|check| Box::pin(run(check, spec)) as _)
+        .filter(|check| !check.kind.is_limit())
+        .map(|check| {
+            let program = match &check.kind {
+                CheckKind::Exec(_) => programs.next(),
+                _ => None,
+            };
+            Box::pin(run(check, program)) as _
+        })
         .collect();
     let mut results: Vec<Option<CheckResult>> = running.iter().map(|_| None).collect();
     poll_fn(|cx| {
@@ -92,10 +116,41 @@ pub async fn run_all(checks: &[Check], spec: &Spec) -> Vec<CheckResult> {
         if results.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    results.into_iter().flatten().collect()
+    let limits = checks.iter().filter_map(|check| limit(&check.kind, load?));
+    results.into_iter().flatten().chain(limits).collect()
 }
 
-async fn run(check: &Check, spec: &Spec) -> CheckResult {
+/// A check that failed at a limit is well again only this far below it.
+const MARGIN: f64 = 0.95;
+
+/// Whether a limit is kept; [`None`]: the check is no limit.
+#[must_use]
+pub fn limit(kind: &CheckKind, load: &Result<Load, String>) -> Option<CheckResult> {
+    let name = match kind {
+        CheckKind::MemoryMax(most) => format!("memory_max {}", Bytes(*most)),
+        CheckKind::CpuMax(most) => format!("cpu_max {most}"),
+        _ => return None,
+    };
+    let judge = |used: f64, most: f64, words: &dyn Fn() -> String| match used {
+        used if used > most => (Some(words()), Pass::Clear),
+        used if used > most * MARGIN => (None, Pass::Near),
+        _ => (None, Pass::Clear),
+    };
+    #[expect(clippy::cast_precision_loss, reason = "exact up to 8 PiB")]
+    let (failure, pass) = match (kind, load) {
+        (_, Err(why)) => (Some(why.clone()), Pass::Clear),
+        (CheckKind::MemoryMax(most), Ok(load)) => judge(load.memory as f64, *most as f64, &|| {
+            format!("{:.1} MiB are resident", load.memory as f64 / (1024.0 * 1024.0))
+        }),
+        (CheckKind::CpuMax(most), Ok(Load { cores: Some(cores), .. })) => {
+            judge(*cores, *most, &|| format!("{cores:.2} cores are in use"))
+        }
+        _ => (None, Pass::Unmeasured),
+    };
+    Some(CheckResult { name, failure, pass })
+}
+
+async fn run(check: &Check, program: Option<Result<Spec, String>>) -> CheckResult {
     let (name, result) = match &check.kind {
         CheckKind::Http(target) => {
             let name =
@@ -107,17 +162,17 @@ async fn run(check: &Check, spec: &Spec) -> CheckResult {
         }
         CheckKind::Exec(argv) => {
             let name = format!("exec {}", argv.join(" "));
-            let argv = argv.iter().map(Into::into).collect();
-            let spec = Spec { argv, kind: Kind::Probe, ..spec.clone() };
+            let spec = match program.unwrap_or_else(|| Err("it has no program".to_owned())) {
+                Ok(spec) => Spec { kind: Kind::Probe, ..spec },
+                Err(why) => return CheckResult { name, failure: Some(why), pass: Pass::Clear },
+            };
             (name, exec(&spec, check.timeout).await)
         }
-        // Not in force: never run. Should one be, it must not look like a pass.
-        CheckKind::MemoryMax(_) | CheckKind::CpuMax(_) => {
-            let failure = Some("this kind of check is not in force yet".to_owned());
-            return CheckResult { name: "not in force".to_owned(), failure };
-        }
+        // `limit` is for these.
+        CheckKind::MemoryMax(_) | CheckKind::CpuMax(_) => return CheckResult::default(),
     };
-    CheckResult { name, failure: result.err().map(|failure| failure.why.to_string()) }
+    let failure = result.err().map(|failure| failure.why.to_string());
+    CheckResult { name, failure, pass: Pass::Clear }
 }
 
 /// GET answers 2xx.
@@ -169,7 +224,7 @@ pub async fn exec(spec: &Spec, limit: Duration) -> Result<(), CheckFailure> {
 }
 
 /// Connects to the first address that will have it.
-async fn open(host: &str, port: u16, limit: Duration) -> Result<Io<TcpStream>, Why> {
+pub(super) async fn open(host: &str, port: u16, limit: Duration) -> Result<Io<TcpStream>, Why> {
     let addresses = net::resolve(host, port).await.map_err(Why::Unresolved)?;
     let mut failed = Why::Unresolved(io::ErrorKind::NotFound.into());
     for address in addresses {
@@ -200,23 +255,11 @@ async fn read_status(stream: &mut Io<TcpStream>) -> Result<u16, Why> {
 }
 
 /// `HTTP/1.1 200 OK`, the words at the end left to the server's taste.
-fn parse_status(line: &[u8]) -> Option<u16> {
+pub(super) fn parse_status(line: &[u8]) -> Option<u16> {
     let line = core::str::from_utf8(line).ok()?;
     let (minor, rest) = line.strip_prefix("HTTP/1.")?.split_once(' ')?;
     let code = rest.trim_end_matches('\r').split(' ').next()?;
     let digits =
         |text: &str, count| text.len() == count && text.bytes().all(|b| b.is_ascii_digit());
     (digits(minor, 1) && digits(code, 3)).then(|| code.parse().ok())?
-}
-
-/// `host:port` with the brackets of IPv6.
-struct Authority<'a>(&'a str, u16);
-
-impl fmt::Display for Authority<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.parse() {
-            Ok(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.1),
-            _ => write!(f, "{}:{}", self.0, self.1),
-        }
-    }
 }

@@ -84,6 +84,16 @@ impl Finder {
         }
     }
 
+    /// The cgroup that is the workload's alone, where there is one.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<PathBuf> {
+        match &self.by {
+            ExternalBy::PidFile(_) => None,
+            ExternalBy::Cgroup(directory) => Some(directory.clone()),
+            ExternalBy::Unit(unit) => unit_directory(&self.root, unit),
+        }
+    }
+
     fn by_pid_file(&mut self, file: &Path) -> Result<Process, String> {
         let named = self.named(file);
         match &self.pinned {

@@ -10,5 +10,6 @@ pub mod family;
 pub mod identity;
 pub mod placeholders;
 pub mod reap;
+pub mod scrape;
 pub mod spawn;
 pub mod usage;

@@ -500,6 +500,46 @@ impl Tail {
         {
             kept = whole;
         }
-        String::from_utf8_lossy(kept).trim_end().to_owned()
+        plain(&String::from_utf8_lossy(kept)).trim_end().to_owned()
+    }
+}
+
+/// Text without what would act on a terminal: colours and other sequences as a whole, control characters one by one.
+/// Line ends and tabs stay.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\x1b' if chars.next_if_eq(&'[').is_some() => {
+                // Parameters, then one letter.
+                while chars.next_if(|c| matches!(c, ' '..='?')).is_some() {}
+                let _ = chars.next_if(|c| matches!(c, '@'..='~'));
+            }
+            '\n' | '\t' => plain.push(c),
+            c if c.is_control() => {}
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn output_cannot_act_on_the_terminal_of_who_reads_it() {
+        for (said, kept) in [
+            ("one\r\n\ttwo", "one\n\ttwo"),
+            ("\x1b[1;31mred\x1b[0m \x1b[2K\x1b[?25lend", "red end"),
+            ("a\0b\x07c\x08d\x7fe\u{9b}f", "abcdef"),
+            ("\x1b]0;title\x07x", "]0;titlex"),
+            ("cut \x1b[", "cut "),
+            ("cut \x1b", "cut "),
+            ("häßlich \u{fffd} 日本", "häßlich \u{fffd} 日本"),
+        ] {
+            assert_eq!(plain(said), kept, "{said:?}");
+        }
     }
 }

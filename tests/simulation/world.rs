@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use chiton::agent::health::CheckResult;
+use chiton::agent::metrics::Figures;
 use chiton::agent::rollout::{Digest, Generation, Memory, Outcome, Staged};
 use chiton::agent::session::{LinkError, LinkErrorKind, Outgoing};
 use chiton::agent::uid::Uid;
@@ -331,6 +332,8 @@ fn settings(profile: Profile, random: &mut Random, http: bool, apply: &Apply) ->
         },
         health: Health {
             check_interval: 2 * HOUR,
+            unhealthy_after: 1,
+            healthy_after: 1,
             metrics_interval: HOUR,
             metrics: Vec::new(),
             scrape: None,
@@ -678,7 +681,8 @@ impl World {
                     || kind_of(&self.loaded) == Kind::Sick
                     || self.now < self.sick_until;
                 let failure = sick.then(|| "connection refused".to_owned());
-                let results = vec![CheckResult { name: "tcp localhost:13133".to_owned(), failure }];
+                let name = "tcp localhost:13133".to_owned();
+                let results = vec![CheckResult { name, failure, ..CheckResult::default() }];
                 self.handle(Event::Checked { round, results });
             }
             Later::Mishap => {
@@ -853,6 +857,10 @@ impl World {
                 Action::Check { round } => {
                     let wait = 5 * self.soon();
                     self.later(wait, Later::Checks { round });
+                }
+                Action::Measure { round } => {
+                    let figures = Figures::default();
+                    aftermath.push_back(Event::Measured { round, figures });
                 }
                 Action::Log(_, text) => {
                     if text.contains("rolling back") {

@@ -15,6 +15,8 @@ pub(super) const METRICS: [&str; 5] =
     ["cpu_usage", "memory_usage", "goroutines", "spans_rate", "export_latency"];
 /// How long a check may take where it does not say.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Rounds of checks in a row.
+const ROUNDS: core::ops::RangeInclusive<u32> = 1..=100;
 /// Memory that a check may allow, bytes.
 const MEMORY: core::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 40);
 /// The most cores that a check may allow.
@@ -37,6 +39,8 @@ pub(super) fn health(section: &mut Section<'_, '_, '_>) -> (Health, Option<Durat
             Span::new(SHORTEST, DAY),
             SECOND.saturating_mul(10),
         ),
+        unhealthy_after: section.number("unhealthy_after", ROUNDS, 2),
+        healthy_after: section.number("healthy_after", ROUNDS, 1),
         metrics_interval: section.duration(
             "metrics_interval",
             Span::new(SECOND, DAY),
@@ -47,8 +51,7 @@ pub(super) fn health(section: &mut Section<'_, '_, '_>) -> (Health, Option<Durat
         } else {
             METRICS.iter().take(2).map(|name| (*name).to_owned()).collect()
         },
-        scrape: section
-            .parsed("scrape", Wants::Text("a URL"), |url| http_target(url).map(|_| url.to_owned())),
+        scrape: section.parsed("scrape", Wants::Text("a URL"), http_target),
         checks: section.sections("checks", "a list of checks", check),
     };
     (health, report_interval)
