@@ -25,13 +25,14 @@ use chiton_proto::{AgentToServer, Message as _, RemoteConfigStatuses, ServerToAg
 use common::{Agent, Home, Settings, eventually, is_alive, offer};
 
 /// A gate that is quick where it passes, and has time on a slow machine.
-const REMOTE: &str = "remote_config: { rollback: { window: 10s, interval: 20ms, successes: 2, attempts: 3 }, \
-                      min_interval: 1ms }";
+const QUICK: &str = "interval: 20ms, successes: 2";
+/// A gate in which even a slow machine's workload has time to die.
+const LONG: &str = "interval: 100ms, successes: 20";
 const OLD: (&str, &str) = ("h1", "level: 1\n");
 const GOOD: (&str, &str) = ("h2", "level: 2\n");
 /// The workload dies of it.
 const BAD: (&str, &str) = ("h3", "die: now\n");
-/// As in `REMOTE`.
+/// Trials that may be interrupted.
 const ATTEMPTS: usize = 3;
 /// More steps than any change takes: beyond it, the test itself is wrong.
 const MOST_STEPS: u64 = 200;
@@ -127,7 +128,7 @@ struct Device {
 }
 
 impl Device {
-    fn new() -> Self {
+    fn new(gate: &str) -> Self {
         let (home, server) = (Home::new(), Tireless::new());
         home.script(
             "if grep -q 'die: now' \"$1\"; then echo 'cannot live like this' >&2; exit 3; fi",
@@ -136,7 +137,10 @@ impl Device {
             server: vec!["poll_interval: 100ms".to_owned()],
             capabilities: vec!["accepts_remote_config"],
             arguments: vec!["{config_file}"],
-            opamp: vec![REMOTE.to_owned()],
+            opamp: vec![format!(
+                "remote_config: {{ rollback: {{ window: 10s, {gate}, attempts: {ATTEMPTS} }}, \
+                 min_interval: 1ms }}"
+            )],
             ..Settings::default()
         };
         home.settings(&format!("http://{}/v1/opamp", server.address), &settings);
@@ -205,7 +209,7 @@ fn killed_at_every_step(
     times: u32,
     may_give_up: bool,
 ) -> u64 {
-    let device = Device::new();
+    let device = Device::new(if wanted == BAD { LONG } else { QUICK });
     for step in 1..MOST_STEPS {
         device.restore();
         let mut deaths = 0;

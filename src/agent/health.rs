@@ -168,6 +168,12 @@ impl Health {
         self.reported().find_map(|check| Some((check.name.as_str(), check.failure.as_deref()?)))
     }
 
+    /// Whether there are results, and all are good.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        !self.checks.is_empty() && self.sick().is_empty()
+    }
+
     /// Notes the time at which the status changes.
     pub fn note(&mut self, workload: Option<&Supervision>, waits_for_config: bool, now: Now) {
         let status = describe(workload, waits_for_config);

@@ -455,12 +455,29 @@ impl Managed {
         self.config.needs_config && self.rollout.memory().committed.is_none()
     }
 
-    /// Whether what is committed runs as well as it can.
-    fn committed_runs(&self) -> bool {
-        self.workload.as_ref().is_none_or(|workload| {
-            let settled = matches!(workload.state(), State::Running { .. } | State::Waiting { .. });
-            settled && !workload.is_asked() && !self.stale
-        }) || self.waits_for_config()
+    /// Whether what is committed runs as well as it can: seen well, or not in its time, or it died.
+    fn committed_runs(&self, now: Now) -> bool {
+        let Some(workload) = &self.workload else { return true };
+        let runs = match workload.state() {
+            _ if workload.is_asked() || self.stale => false,
+            State::Running { .. } => {
+                self.health.is_well() || self.repeats_by().is_none_or(|by| by <= now.mono)
+            }
+            State::Waiting { .. } => true,
+            _ => false,
+        };
+        runs || self.waits_for_config()
+    }
+
+    /// When an interrupted trial is repeated though what is committed was not seen well.
+    fn repeats_by(&self) -> Option<Mono> {
+        let workload = self.workload.as_ref()?;
+        match workload.state() {
+            State::Running { since, .. } if !workload.is_asked() && !self.stale => {
+                self.rollout.repeats_by(since.mono, self.config.has_checks)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -679,7 +696,8 @@ impl Agent {
         let check = self.next_check.filter(|_| self.checks_run());
         let session = self.session.as_ref().and_then(Session::deadline);
         let measure = self.measuring.deadline().filter(|_| self.is_running());
-        [session, self.state.rollout.deadline(), workload, check, measure]
+        let repeat = self.state.repeats_by().filter(|_| !self.shutting_down);
+        [session, self.state.rollout.deadline(), workload, check, measure, repeat]
             .into_iter()
             .flatten()
             .min()
@@ -946,7 +964,7 @@ impl Agent {
             self.on_workload(actions, |workload, out| workload.tick(now, out));
             self.on_external(now, actions, |workload, out| workload.overdue(now, out));
             self.on_rollout(now, actions, |rollout, out| rollout.tick(now, out));
-            if self.state.committed_runs() {
+            if self.state.committed_runs(now) {
                 self.on_rollout(now, actions, |rollout, out| {
                     rollout.workload_is_up(now, out);
                     false

@@ -388,6 +388,16 @@ impl Rollout {
         }
     }
 
+    /// When an interrupted trial waits no longer for what is committed, which runs since then, to prove itself: with
+    /// checks that takes them, without any a moment. [`None`]: nothing waits for that.
+    #[must_use]
+    pub fn repeats_by(&self, since: Mono, has_checks: bool) -> Option<Mono> {
+        let (_, from) = self.interrupted.as_ref().filter(|_| self.is_idle())?;
+        let rollback = &self.rules.rollback;
+        let wait = if has_checks { rollback.window } else { rollback.interval };
+        Some(since.after(wait).max(*from))
+    }
+
     /// What is committed runs, or cannot: an interrupted trial may be repeated.
     pub fn workload_is_up(&mut self, now: Now, out: &mut Vec<Order>) {
         if !self.is_idle() {
