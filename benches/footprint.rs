@@ -109,6 +109,21 @@ fn measure(arch: &str, binary: &Path, size_budget: Option<u64>, watch: Duration)
     row("resident after 100,000 server messages, KiB", flooded.rss, Some(2048));
     println!("{:<58} {:>12}", "  they took, ms", millis(begun.elapsed()));
 
+    end(&mut agent);
+    // No server any more, the committed configuration on the disk (promise 3).
+    drop(server);
+    let begun = Instant::now();
+    let mut agent = start(binary, home.path(), 1);
+    let children = format!("/proc/{0}/task/{0}/children", agent.id());
+    while fs::read_to_string(&children).unwrap().is_empty() {
+        assert!(begun.elapsed() < PATIENCE);
+        thread::sleep(Duration::from_millis(1));
+    }
+    row("start to workload started, no server, ms", millis(begun.elapsed()), Some(100));
+    end(&mut agent);
+}
+
+fn end(agent: &mut Child) {
     let done = Command::new("kill").arg(agent.id().to_string()).status().unwrap();
     assert!(done.success());
     agent.wait().unwrap();

@@ -9,6 +9,7 @@ pub mod bounds;
 pub mod capabilities;
 pub mod configset;
 pub mod degrade;
+mod govern;
 pub mod health;
 pub mod identity;
 pub mod merge;
@@ -32,6 +33,7 @@ use chiton_proto::{
 
 use self::bounds::Bounds;
 use self::degrade::Degrading;
+pub use self::govern::{RESTART_INTERVAL, Reread};
 use self::health::{CheckResult, Health, Rounds};
 use self::metrics::{Figures, Measuring};
 use self::report::Facets;
@@ -40,10 +42,7 @@ use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, V
 use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{Mono, Now};
-use crate::settings::{Apply, Connection, DegradeAction, Owner, Scheme, Settings};
-
-/// Between restarts that the server asks for: a flood of commands is no way to keep a workload down.
-pub const RESTART_INTERVAL: Duration = Duration::from_secs(10);
+use crate::settings::{Apply, DegradeAction, Owner, Scheme, Settings};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -147,19 +146,6 @@ pub enum Event {
     Settings(Result<Box<Reread>, String>),
     /// SIGTERM or SIGINT.
     Shutdown,
-}
-
-/// Settings that are in force from now on.
-#[derive(Clone, Debug)]
-pub struct Reread {
-    /// What the core takes from them.
-    pub config: Config,
-    /// What they mean for the connection.
-    pub connection: Connection,
-    /// The effective config is reported otherwise.
-    pub redaction: bool,
-    /// There are other checks, or they run at another interval.
-    pub checks: bool,
 }
 
 /// Something to be done. Actions are carried out in their order.
@@ -779,55 +765,6 @@ impl Agent {
                 actions.push(Action::Log(Tone::Peer, text));
             }
         }
-    }
-
-    /// The server wants the workload restarted. During a trial it waits for the end of that: a candidate is not to
-    /// fail, or to have its window used up, for a restart that has nothing to do with it.
-    fn restart(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let mut ignored = |why: String| {
-            actions.push(Action::Log(Tone::Peer, format!("ignored a command to restart: {why}")));
-        };
-        if self.shutting_down {
-            return;
-        }
-        if self.restarted.is_some_and(|at| now.mono.since(at) < RESTART_INTERVAL) {
-            return ignored(format!("another came within the last {RESTART_INTERVAL:?}"));
-        }
-        if self.state.waits_for_config() {
-            return ignored("the workload waits for a configuration".to_owned());
-        }
-        self.restarted = Some(now.mono);
-        self.restart_due = true;
-        let text = if self.state.rollout.leaves_workload_alone() {
-            "restarting the workload: the server asks for it"
-        } else {
-            "the server asks for a restart of the workload: it is done after the trial, unless that restarts it"
-        };
-        actions.push(Action::Log(Tone::Info, text.to_owned()));
-    }
-
-    /// Other settings are in force.
-    fn govern(&mut self, read: Reread, now: Now, actions: &mut Vec<Action>) {
-        let Reread { config, connection, redaction, checks } = read;
-        self.state.bad_settings = None;
-        let before = core::mem::replace(&mut self.state.config, config);
-        self.state.rollout.govern(self.state.config.rollout);
-        if self.state.config.attributes != before.attributes {
-            self.changed(Facets::DESCRIPTION);
-        }
-        if redaction {
-            self.changed(Facets::EFFECTIVE_CONFIG);
-        }
-        if checks {
-            self.state.health.expect(self.state.config.has_checks);
-            self.check_soon(now);
-        }
-        if self.state.config.metrics != before.metrics {
-            self.state.health.measured(Vec::new());
-            self.measuring.begin(self.metrics_interval(), now);
-        }
-        let rules = self.state.config.session.clone();
-        self.on_session(actions, |session, out| session.govern(rules, connection, now, out));
     }
 
     /// The results that are known, or under way, are about something else.

@@ -792,8 +792,7 @@ impl Rollout {
         memory.remember_failure(condemned.digest, &reason, &hash);
         memory.committed = memory.previous.take();
         memory.outcome = Outcome::Failed(reason);
-        // No ping-pong: what is gone back to has nothing behind it.
-        self.current = Some(Current { hash, offer: None });
+        // No ping-pong: what is gone back to has nothing behind it. The status is as it was until that is done.
         self.condemn(memory, out);
     }
 

@@ -8,6 +8,7 @@ mod external;
 mod link;
 mod measure;
 mod reload;
+mod rest;
 mod socket;
 
 use core::cell::RefCell;
@@ -50,6 +51,7 @@ use crate::workload::spawn::{Child, Spec};
 use external::External;
 use link::{Link, Links, Task};
 use measure::Measures;
+use rest::Rest;
 
 /// Inputs that may wait for the core; whoever has one more waits himself.
 const INBOX: usize = 32;
@@ -145,8 +147,9 @@ struct Runtime<'a> {
     settings: Rc<Settings>,
     /// chiton.yaml.
     file: PathBuf,
-    /// It is being read again, and is to be read once more after that.
-    reading: bool,
+    /// Why it is being read again, if it is.
+    reading: Option<reload::Why>,
+    /// It is to be read once more after that.
     read_again: bool,
     /// Its text, until it is kept: see [`crate::store::Store::keep_settings`].
     unexpanded: String,
@@ -183,8 +186,7 @@ struct Runtime<'a> {
     /// What happened while actions were carried out.
     aftermath: VecDeque<Event>,
     started: Mono,
-    /// Code has run that does not run at rest: its pages are given back with the server's next answer.
-    busy: bool,
+    rest: Rest,
     give_up_at: Option<Mono>,
     over: bool,
 }
@@ -246,7 +248,7 @@ impl<'a> Runtime<'a> {
             went_back: recovered.went_back,
             settings,
             file,
-            reading: false,
+            reading: None,
             read_again: false,
             unexpanded: loaded.unexpanded,
             notify,
@@ -269,7 +271,7 @@ impl<'a> Runtime<'a> {
             problems,
             aftermath: VecDeque::new(),
             started: now.mono,
-            busy: true,
+            rest: Rest::default(),
             give_up_at: None,
             over: false,
         })
@@ -339,7 +341,8 @@ impl<'a> Runtime<'a> {
     fn tend(&mut self) {
         let now = now();
         self.notify.alive(now.mono);
-        if !self.notify.is_ready() && !self.reading && self.agent.has_begun() {
+        let reloading = self.reading == Some(reload::Why::Asked);
+        if !self.notify.is_ready() && !reloading && self.agent.has_begun() {
             self.notify.ready();
         }
         self.notify.status(match self.agent.link_state() {
@@ -356,7 +359,12 @@ impl<'a> Runtime<'a> {
 
     async fn serve(&mut self, inputs: Receiver<Input>) {
         while !self.over {
-            let deadlines = [self.agent.deadline(), self.give_up_at, self.notify.deadline()];
+            let deadlines = [
+                self.agent.deadline(),
+                self.give_up_at,
+                self.notify.deadline(),
+                self.rest.deadline(),
+            ];
             let deadline = deadlines.into_iter().flatten().min();
             let input = smol::future::or(async { inputs.recv().await.ok() }, async {
                 Timer::at(deadline).await;
@@ -398,7 +406,10 @@ impl<'a> Runtime<'a> {
 
     fn handle(&mut self, event: Event) {
         let answered = matches!(event, Event::Received { .. });
-        self.busy |= matches!(event, Event::LinkUp { .. } | Event::Remembered(_));
+        // A tick that only ends a burst is none of its events.
+        if !matches!(event, Event::Tick) {
+            self.rest.disturbed(now().mono);
+        }
         let mut actions = Vec::new();
         self.agent.handle(event, now(), &mut actions);
         self.carry_out(actions);
@@ -407,9 +418,7 @@ impl<'a> Runtime<'a> {
             self.agent.handle(event, now(), &mut actions);
             self.carry_out(actions);
         }
-        if answered && core::mem::take(&mut self.busy) {
-            crate::sys::give_back_code();
-        }
+        self.rest.settle(answered, now().mono);
     }
 
     fn carry_out(&mut self, actions: Vec<Action>) {

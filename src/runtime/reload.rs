@@ -35,7 +35,7 @@ impl Runtime<'_> {
         if self.give_up_at.is_some() {
             return;
         }
-        if self.reading {
+        if self.reading.is_some() {
             self.read_again = true;
             return;
         }
@@ -47,10 +47,10 @@ impl Runtime<'_> {
 
     /// Reads them, off the main thread. → [`Input::Settings`]
     pub(super) fn read_settings(&mut self, why: Why) {
-        if self.reading {
+        if self.reading.is_some() {
             return;
         }
-        self.reading = true;
+        self.reading = Some(why);
         let (file, inbox) = (self.file.clone(), Rc::clone(&self.inbox));
         let name = file.display().to_string();
         let reading = async move {
@@ -72,7 +72,10 @@ impl Runtime<'_> {
 
     /// They were read.
     pub(super) fn settings_read(&mut self, why: Why, read: Result<Box<Loaded>, Vec<Problem>>) {
-        self.reading = false;
+        self.reading = None;
+        if self.give_up_at.is_some() {
+            return;
+        }
         match (why, read) {
             (Why::Asked, Ok(loaded)) => self.take_all(*loaded),
             (Why::Asked, Err(problems)) => {

@@ -32,15 +32,23 @@ pub enum Connection {
 /// The keys of a section that differ; the section itself where something else in it does.
 macro_rules! differing {
     ($to:expr, $section:literal, $old:expr, $new:expr, $($field:ident)*) => {
-        let (to, old, new): (&mut Vec<&'static str>, _, _) = (&mut $to, &$old, &$new);
-        let before = to.len();
-        $(if old.$field != new.$field {
-            to.push(concat!($section, ".", stringify!($field)));
-        })*
-        if old != new && to.len() == before {
-            to.push($section);
-        }
+        let (old, new) = (&$old, &$new);
+        let keys = [$((concat!($section, ".", stringify!($field)), old.$field != new.$field)),*];
+        name($to, $section, &keys, old != new);
     };
+}
+
+fn name(
+    to: &mut Vec<&'static str>,
+    section: &'static str,
+    keys: &[(&'static str, bool)],
+    differs: bool,
+) {
+    let before = to.len();
+    to.extend(keys.iter().filter_map(|(key, differs)| differs.then_some(*key)));
+    if differs && to.len() == before {
+        to.push(section);
+    }
 }
 
 /// The settings to go on with: those that were read, but with the running ones' values where a key needs a restart.
@@ -85,7 +93,7 @@ pub fn take(running: &Settings, read: Settings) -> (Settings, Changes) {
     if packages_dir != running.packages_dir {
         waiting.push("opamp.packages_dir");
     }
-    differing!(*waiting, "opamp.packages", running.packages, packages,
+    differing!(waiting, "opamp.packages", running.packages, packages,
         trusted_keys threshold revoked_keys require_signature signature min_counter max_size bandwidth
         apply verify after_install allow_empty);
     if state_dir != running.state_dir {
@@ -94,24 +102,24 @@ pub fn take(running: &Settings, read: Settings) -> (Settings, Changes) {
     if status_socket != running.status_socket {
         waiting.push("opamp.status_socket");
     }
-    differing!(*waiting, "opamp.credentials", running.credentials, credentials, export on_change);
+    differing!(waiting, "opamp.credentials", running.credentials, credentials, export on_change);
 
     let taken = &mut changes.taken;
-    differing!(*taken, "opamp.server", running.server, server,
+    differing!(taken, "opamp.server", running.server, server,
         endpoint headers tls proxy heartbeat_interval poll_interval reconnect timeouts max_message_size
         allow_endpoints);
     agent_keys(&running.agent, &agent, taken);
     if capabilities != running.capabilities {
         taken.push("opamp.capabilities");
     }
-    differing!(*taken, "opamp.health", running.health, health,
+    differing!(taken, "opamp.health", running.health, health,
         check_interval unhealthy_after healthy_after metrics_interval metrics scrape checks);
-    differing!(*taken, "opamp.remote_config", running.remote_config, remote_config,
+    differing!(taken, "opamp.remote_config", running.remote_config, remote_config,
         main_file layout validate apply rollback min_interval allow history require_signature);
     if redact != running.redact {
         taken.push("opamp.effective_config.redact");
     }
-    differing!(*taken, "opamp.log", running.log, log, level format to);
+    differing!(taken, "opamp.log", running.log, log, level format to);
 
     changes.connection = connection(&running.server, &server);
     changes.redaction = redact != running.redact;
@@ -144,7 +152,7 @@ fn agent_keys(old: &Agent, new: &Agent, taken: &mut Vec<&'static str>) {
             old.non_identifying_attributes != new.non_identifying_attributes,
         ),
     ];
-    taken.extend(keys.into_iter().filter_map(|(key, differs)| differs.then_some(key)));
+    name(taken, "opamp.agent", &keys, old != new);
 }
 
 fn workload_keys(old: &Workload, new: &Workload, waiting: &mut Vec<&'static str>) {
@@ -159,7 +167,7 @@ fn workload_keys(old: &Workload, new: &Workload, waiting: &mut Vec<&'static str>
     if rest == *new && waiting.len() > before {
         return;
     }
-    differing!(*waiting, "opamp.workload", rest, *new,
+    differing!(waiting, "opamp.workload", rest, *new,
         env user ambient_capabilities oom_score_adj stop_timeout restart degrade);
 }
 

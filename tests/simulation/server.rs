@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Good,
     /// The process dies within the gate's window.
     Crashes,
+    /// It passes the gate, and its process dies a while later, again and again.
+    Late,
     /// The process lives, a check fails.
     Sick,
     /// The process cannot be started.
@@ -57,6 +59,7 @@ impl Offer {
 pub(crate) fn kind_of(body: &str) -> Kind {
     match body.split('#').next() {
         Some("Crashes") => Kind::Crashes,
+        Some("Late") => Kind::Late,
         Some("Sick") => Kind::Sick,
         Some("NoStart") => Kind::NoStart,
         Some("Invalid") => Kind::Invalid,

@@ -1250,8 +1250,13 @@ impl World {
         self.loaded = body;
         // What the former contents would have done to this process is not going to happen.
         self.queue.retain(|_, later| !matches!(later, Later::Dies { text: CRASH, .. }));
-        if let (Kind::Crashes, Some(pid)) = (kind_of(&self.loaded), self.process) {
-            let wait = self.random.between(Duration::ZERO, 4 * SECOND);
+        let dies = match kind_of(&self.loaded) {
+            Kind::Crashes => Duration::ZERO..4 * SECOND,
+            Kind::Late => 31 * SECOND..MINUTE,
+            _ => return,
+        };
+        if let Some(pid) = self.process {
+            let wait = self.random.between(dies.start, dies.end);
             self.later(wait, Later::Dies { pid, text: CRASH });
         }
     }
@@ -1309,8 +1314,9 @@ impl World {
         self.tally.mishaps += 1;
         self.causes_today += 4;
         if self.random.percent(self.profile.offers) {
-            let kind = match self.random.below(10) {
+            let kind = match self.random.below(11) {
                 0..5 => Kind::Good,
+                10 => Kind::Late,
                 5 => Kind::Crashes,
                 6 => Kind::Sick,
                 7 => Kind::NoStart,
