@@ -24,6 +24,16 @@ const ERRNO_SPACE: i32 = 4096;
 unsafe extern "C" {
     /// `signal(2)` of the C library that std links.
     fn signal(number: c_int, action: usize) -> usize;
+    /// `getpgid(2)`.
+    fn getpgid(pid: c_int) -> c_int;
+}
+
+/// The group of a process; 0 for a kernel thread, which rustix's `getpgid` takes for impossible. [`None`]: it is gone.
+#[must_use]
+pub fn group_of(pid: i32) -> Option<i32> {
+    // SAFETY: numbers go in, a number comes out; a bad one is refused with -1.
+    let group = unsafe { getpgid(pid) };
+    (group >= 0).then_some(group)
 }
 
 /// Gives a signal its default action, whatever our parent made of it. An ignored SIGCHLD would lose the exit

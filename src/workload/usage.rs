@@ -9,9 +9,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rustix::param::{clock_ticks_per_second, page_size};
-use rustix::process::{Pid, getpgid};
 
 use crate::clock::Mono;
+use crate::sys::group_of;
 
 /// Bytes read of one `/proc/PID/stat`: 52 numbers and a name of 64 bytes at most.
 const MAX_STAT: u64 = 2048;
@@ -37,9 +37,8 @@ impl Target {
     /// A process that somebody else started: with its group where it leads one, else alone.
     #[must_use]
     pub fn of(pid: u32) -> Option<Self> {
-        let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-        let leads = getpgid(Some(pid)).is_ok_and(|group| group == pid);
-        let pid = pid.as_raw_pid();
+        let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0)?;
+        let leads = group_of(pid) == Some(pid);
         Some(if leads { Self::Group(pid) } else { Self::Process(pid) })
     }
 
@@ -105,12 +104,7 @@ pub fn of_group(pgid: i32) -> io::Result<Usage> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .take(MAX_PROCESSES);
-    let group = Pid::from_raw(pgid);
-    let belongs = |pid: &i32| {
-        let own = Pid::from_raw(*pid);
-        own.is_some() && getpgid(own).ok() == group
-    };
-    Ok(sum(pids.filter(belongs)))
+    Ok(sum(pids.filter(|pid| group_of(*pid) == Some(pgid))))
 }
 
 fn of_cgroup(directory: &Path) -> io::Result<Usage> {
