@@ -28,6 +28,8 @@ type settings struct {
 	Restart          []string
 	Validate         []string
 	HealthURL        string
+	Gate             string // a second check, over HTTP
+	Rollback         string
 	LocalConfig      string // its contents; without any there is no local file
 	LocalConfigPath  string
 	StateDir, Socket string
@@ -64,6 +66,9 @@ var settingsFile = template.Must(template.New("chiton.yaml").Funcs(template.Func
 {{- if .HealthURL}}
     checks:
       - { http: {{yaml .HealthURL}}, timeout: 2s }
+{{- if .Gate}}
+      - { http: {{yaml .Gate}}, timeout: 2s }
+{{- end}}
 {{- end}}
 {{- if .Command}}
   workload:
@@ -82,7 +87,7 @@ var settingsFile = template.Must(template.New("chiton.yaml").Funcs(template.Func
 {{- if .Validate}}
     validate: {{yaml .Validate}}
 {{- end}}
-    rollback: { window: 20s, interval: 100ms, successes: 2 }
+    rollback: {{.Rollback}}
     min_interval: 1ms
   state_dir: {{yaml .StateDir}}
   status_socket: {{yaml .Socket}}
@@ -114,6 +119,7 @@ func newAgent(t *testing.T, server *opampServer, change func(*settings)) *agent 
 	a.settings = settings{
 		Heartbeat:   "1s",
 		ServiceName: "interop",
+		Rollback:    "{ window: 20s, interval: 100ms, successes: 2 }",
 		StateDir:    filepath.Join(dir, "state"),
 		Socket:      filepath.Join(dir, "status.sock"),
 	}
@@ -227,6 +233,19 @@ func (a *agent) stop() {
 	if a.server.closed-closed != a.server.cleanly-cleanly {
 		a.t.Error("the WebSocket ended without a close handshake of status 1000")
 	}
+}
+
+// kill is a crash of chiton: no goodbye, no order.
+func (a *agent) kill() {
+	a.t.Helper()
+	if err := a.process.Kill(); err != nil {
+		a.t.Fatal(err)
+	}
+	<-a.exited
+	if status, ok := a.state.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		a.t.Fatalf("chiton ended with %v before it was killed", a.state)
+	}
+	a.server.lost()
 }
 
 func (a *agent) cleanUp() {

@@ -244,14 +244,7 @@ func TestCollectorFailsItsGateAndGoesBack(t *testing.T) {
 		}
 		eventually(t, "the good config to serve again", func() error { return sendSpan(port, "span after the rollback") })
 		c.server.awaitEffective(c.endpoint(port))
-		c.server.await("the newest health to be good", func() bool {
-			for i := len(c.server.messages) - 1; i >= 0; i-- {
-				if h := c.server.messages[i].Health; h != nil {
-					return h.Healthy
-				}
-			}
-			return false
-		})
+		c.server.awaitHealthy()
 		c.agent.stop()
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -19,7 +20,8 @@ import (
 // on an idle machine, so that a busy one does not fail a test.
 const patience = 40 * time.Second
 
-// The test binary is also the small workload, and a wrapper that counts the calls of a command.
+// The test binary is also the small workload, and two wrappers: one counts the calls of a command,
+// the other tells which config it starts with and whether another one lives.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
@@ -27,6 +29,8 @@ func TestMain(m *testing.M) {
 			serveConfig(os.Args[2], os.Args[3])
 		case "count-and-exec":
 			countAndExec(os.Args[2], os.Args[3:])
+		case "only-one":
+			onlyOne(os.Args[2], os.Args[3:])
 		}
 	}
 	os.Exit(m.Run())
@@ -65,6 +69,31 @@ func countAndExec(file string, command []string) {
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
 }
+
+// onlyOne adds a line to a file, the first one of the config that the command ends with, and becomes
+// the command. Two at once are seen whenever it happens: each process keeps a lock until its end.
+func onlyOne(file string, command []string) {
+	config, _ := os.ReadFile(command[len(command)-1])
+	line, _, _ := strings.Cut(string(config), "\n")
+	lock, err := syscall.Open(file+".lock", syscall.O_CREAT|syscall.O_RDWR, 0o600) // kept over the exec
+	if err == nil && syscall.Flock(lock, syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		line = twoAtOnce + line
+	}
+	var log *os.File
+	if err == nil {
+		log, err = os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	}
+	if err == nil {
+		_, err = fmt.Fprintln(log, line)
+	}
+	if err == nil {
+		err = syscall.Exec(command[0], command, os.Environ())
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+const twoAtOnce = "beside another: "
 
 func testBinary(t *testing.T) string {
 	t.Helper()

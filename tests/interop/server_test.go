@@ -55,7 +55,7 @@ type received struct {
 	// connection counts from 1; each plain HTTP request has its own.
 	connection int
 	// session is what sequence numbers have no gaps in: a connection, or over plain HTTP the time
-	// from the server's start to its end.
+	// from the server's start to its end or to the agent's death.
 	session int
 	peer    string
 }
@@ -75,9 +75,12 @@ type opampServer struct {
 	// accepted counts TCP connections, connected those that reached OpAMP, closed those of them that
 	// ended, cleanly those that ended with a WebSocket close handshake or an HTTP answer.
 	accepted, connected, closed, cleanly int
-	tlsErrors                            []string
-	waiting                              []*protobufs.ServerToAgent
-	starts                               int
+	// unheard counts TCP connections that may still hold a request.
+	unheard   int
+	tlsErrors []string
+	waiting   []*protobufs.ServerToAgent
+	starts    int
+	deaths    int // of the agent, without a goodbye
 	// answer, where set, adds to the reply to each message.
 	answer func(*protobufs.AgentToServer, *protobufs.ServerToAgent)
 
@@ -131,8 +134,11 @@ func (s *opampServer) start() {
 		ConnContext: connContext,
 		ErrorLog:    log.New(tlsErrorWriter{s}, "", 0),
 		ConnState: func(_ net.Conn, state http.ConnState) {
-			if state == http.StateNew {
-				s.change(func() { s.accepted++ })
+			switch state {
+			case http.StateNew:
+				s.change(func() { s.accepted++; s.unheard++ })
+			case http.StateClosed, http.StateHijacked:
+				s.change(func() { s.unheard-- })
 			}
 		},
 	}
@@ -158,6 +164,13 @@ func (s *opampServer) stop() {
 		_ = c.Disconnect()
 	}
 	s.await("all connections to end", func() bool { return len(s.live) == 0 })
+}
+
+// lost waits until all that an agent sent before its death has been read.
+func (s *opampServer) lost() {
+	s.t.Helper()
+	s.await("the dead agent's connections to end", func() bool { return s.unheard == 0 && len(s.live) == 0 })
+	s.change(func() { s.deaths++ })
 }
 
 type tlsErrorWriter struct{ s *opampServer }
@@ -206,7 +219,7 @@ func (s *opampServer) onMessage(m received) *protobufs.ServerToAgent {
 	s.change(func() {
 		m.session = m.connection
 		if s.transport.polling {
-			m.session = s.starts
+			m.session = s.starts + s.deaths
 		}
 		s.messages = append(s.messages, m)
 		if len(s.waiting) > 0 {
@@ -467,4 +480,17 @@ func (s *opampServer) awaitHealth(from int, healthy bool) (*protobufs.ComponentH
 		return m.Health != nil && m.Health.Healthy == healthy
 	})
 	return m.Health, at
+}
+
+// awaitHealthy waits until the newest health is good.
+func (s *opampServer) awaitHealthy() {
+	s.t.Helper()
+	s.await("the newest health to be good", func() bool {
+		for i := len(s.messages) - 1; i >= 0; i-- {
+			if h := s.messages[i].Health; h != nil {
+				return h.Healthy
+			}
+		}
+		return false
+	})
 }
