@@ -233,8 +233,9 @@ struct Waiting {
     offer: Option<AgentConfigMap>,
     /// Not before this.
     from: Mono,
-    /// The disk refused it, and that is what the status says. Else: APPLYING.
-    refused: bool,
+    /// Why the disk refused it: what the status says. Else: APPLYING. It is no outcome, and not on record: after a
+    /// restart the offer counts as new.
+    refused: Option<String>,
 }
 
 /// Why a trial ends badly.
@@ -327,9 +328,15 @@ impl Rollout {
     #[must_use]
     pub fn status(&self) -> RemoteConfigStatus {
         // opamp-spec L1395: the hash is that of the last offer received, also while it waits.
-        let waiting = self.waiting.as_ref().filter(|waiting| !waiting.refused);
+        if let Some(Waiting { hash, refused: Some(reason), .. }) = &self.waiting {
+            return RemoteConfigStatus {
+                last_remote_config_hash: hash.clone(),
+                status: RemoteConfigStatuses::Failed.into(),
+                error_message: reason.clone(),
+            };
+        }
+        let waiting = self.waiting.as_ref().map(|waiting| &waiting.hash);
         let applying = waiting
-            .map(|waiting| &waiting.hash)
             .or(self.current.as_ref().map(|current| &current.hash))
             .or(self.interrupted.as_ref().map(|(trial, _)| &trial.hash));
         if let Some(hash) = applying {
@@ -402,7 +409,7 @@ impl Rollout {
             hash: Bytes::copy_from_slice(hash),
             offer: offer.config,
             from: Mono::default(),
-            refused: false,
+            refused: None,
         });
         self.interrupted = None;
         match &self.phase {
@@ -472,12 +479,12 @@ impl Rollout {
             }
             Staged::Deferred => {
                 let from = self.next_trial().unwrap_or(now.mono);
-                self.put_off(from, false);
+                self.put_off(from, None);
                 false
             }
             Staged::Nothing => self.settle(Outcome::Failed("empty config".to_owned()), out),
             Staged::Refused(reason) => self.settle(Outcome::Failed(cut(reason)), out),
-            Staged::Failed(reason) => self.disk_refused(reason, now, out),
+            Staged::Failed(reason) => self.disk_refused(reason, now),
         }
     }
 
@@ -495,17 +502,12 @@ impl Rollout {
     }
 
     /// The disk's fault, not the offer's: it is reported, and tried again.
-    fn disk_refused(&mut self, reason: String, now: Now, out: &mut Vec<Order>) -> bool {
-        self.put_off(now.mono.after(DISK_PAUSE), true);
-        let hash = self.waiting.as_ref().map(|waiting| waiting.hash.clone());
-        self.memory.received = hash;
-        self.memory.outcome = Outcome::Failed(cut(reason));
-        self.phase = Phase::Settling(Box::new(self.memory.clone()));
-        out.push(Order::Remember(Box::new(self.memory.clone())));
+    fn disk_refused(&mut self, reason: String, now: Now) -> bool {
+        self.put_off(now.mono.after(DISK_PAUSE), Some(cut(reason)));
         true
     }
 
-    fn put_off(&mut self, from: Mono, refused: bool) {
+    fn put_off(&mut self, from: Mono, refused: Option<String>) {
         self.phase = Phase::Idle;
         if let Some(Current { hash, offer }) = self.current.take() {
             self.waiting = Some(Waiting { hash, offer, from, refused });
@@ -543,6 +545,7 @@ impl Rollout {
                     self.activate(generation, out);
                     false
                 }
+                Err(_) if self.waiting.is_some() => self.superseded(out),
                 Err(reason) => {
                     let text = format!("a trial could not be made safe: {reason}");
                     if let (Some(trial), true) = (memory.trial, self.repeats()) {
@@ -553,7 +556,7 @@ impl Rollout {
                         out.push(Order::Say(text));
                         return false;
                     }
-                    self.disk_refused(text, now, out)
+                    self.disk_refused(text, now)
                 }
             },
             other => {
@@ -843,7 +846,7 @@ impl Rollout {
                 {
                     *from = Mono::default();
                 }
-                let refused = self.waiting.as_ref().is_some_and(|waiting| waiting.refused);
+                let refused = self.waiting.as_ref().is_some_and(|waiting| waiting.refused.is_some());
                 self.take_up(now, out);
                 refused && self.waiting.is_none()
             }

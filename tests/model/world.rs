@@ -1,12 +1,14 @@
 //! One device: the life cycle, its disk and its workload; everything that can happen to it, and what must hold.
 
-use core::fmt::{self, Write};
 use core::hash::{Hash, Hasher};
+use core::mem::discriminant;
 use core::time::Duration;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cell::RefCell;
+use std::hash::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use chiton::agent::health::CheckResult;
-use chiton::agent::rollout::{Digest, Generation, Order, Outcome, Rollout, Rules};
+use chiton::agent::rollout::{Digest, Generation, Memory, Order, Outcome, Rollout, Rules};
 use chiton::clock::{Mono, Now, Wall};
 use chiton::settings::{Allow, Apply, CrashLoop, Layout, RemoteConfig, Rollback};
 use chiton_proto::RemoteConfigStatuses;
@@ -29,6 +31,11 @@ pub(crate) struct Budgets {
     pub(crate) faults: u8,
     /// Of the workload, whatever it runs with.
     pub(crate) crashes: u8,
+}
+
+thread_local! {
+    /// States from which it ends well; a walk has a thread of its own.
+    static ENDED_WELL: RefCell<HashSet<u64>> = RefCell::default();
 }
 
 /// What is walked.
@@ -100,6 +107,8 @@ pub(crate) struct World {
     stopping: bool,
     /// What the server wants.
     wanted: Option<Kind>,
+    /// This process of Chiton has been told so.
+    heard: bool,
     left: Budgets,
     // What is watched.
     /// Contents that were written down as failed.
@@ -113,19 +122,10 @@ pub(crate) struct World {
     tries: BTreeMap<u64, u32>,
 }
 
-/// The text of a state goes into the hash as it is made.
-struct Feed<'a, H>(&'a mut H);
-
-impl<H: Hasher> Write for Feed<'_, H> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0.write(text.as_bytes());
-        Ok(())
-    }
-}
-
+/// By its text: what the life cycle keeps to itself is part of the state.
 impl Hash for World {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let _ = write!(Feed(state), "{self:?}");
+        state.write(format!("{self:?}").as_bytes());
     }
 }
 
@@ -147,6 +147,7 @@ impl World {
             now,
             stopping: false,
             wanted: None,
+            heard: false,
             left: plan.budgets,
             failed: BTreeSet::new(),
             ran_what_failed: false,
@@ -165,6 +166,7 @@ impl World {
         self.orders.clear();
         self.process = None;
         self.stopping = false;
+        self.heard = false;
         self.now.mono = Mono::default();
         self.rollout = Rollout::new(plan.rules(), self.disk.record.clone(), self.now);
         self.on(Rollout::boot);
@@ -287,6 +289,7 @@ impl World {
     fn offer(&mut self, kind: Kind) {
         let now = self.now;
         self.wanted = Some(kind);
+        self.heard = true;
         self.on(|rollout, out| rollout.offered(kind.offer(), now, out));
     }
 
@@ -414,12 +417,24 @@ impl World {
     pub(crate) fn ends_well(&self, plan: &Plan) -> Result<(), String> {
         let mut world = self.clone();
         world.left = Budgets { offers: 0, restarts: 0, faults: 0, crashes: 0 };
+        // What went wrong before does not matter here, and much of it leads to the same.
+        world.failed.clear();
+        world.tries.clear();
+        (world.ran_what_failed, world.had, world.neither) = (false, false, false);
+        let mut hasher = DefaultHasher::new();
+        world.hash(&mut hasher);
+        let key = hasher.finish();
+        if ENDED_WELL.with_borrow(|known| known.contains(&key)) {
+            return Ok(());
+        }
         world.calm(plan)?;
         if let Some(wanted) = world.wanted {
-            world.offer(wanted); // as a server does that is asked again
-            world.settle();
+            if !world.heard {
+                world.offer(wanted); // as a server does at every connect
+                world.settle();
+            }
             world.calm(plan)?;
-            let failed = |record: &chiton::agent::rollout::Memory| {
+            let failed = |record: &Memory| {
                 record.failed.iter().any(|failed| failed.digest == wanted.digest())
             };
             let reached = wanted.is_good() && !failed(&world.disk.record);
@@ -428,7 +443,9 @@ impl World {
         world.offer(Kind::Last);
         world.settle();
         world.calm(plan)?;
-        world.told(Kind::Last, true)
+        world.told(Kind::Last, true)?;
+        ENDED_WELL.with_borrow_mut(|known| known.insert(key));
+        Ok(())
     }
 
     /// Runs until nothing is to be done.
@@ -447,7 +464,12 @@ impl World {
     fn is_calm(&self) -> Result<(), String> {
         let committed = self.disk.record.committed;
         let runs = committed.is_none() || self.process == Some(committed);
-        let same = self.rollout.memory() == &self.disk.record;
+        // Up to the reason: a full disk keeps another.
+        let told = |memory: &Memory| {
+            let outcome = discriminant(&memory.outcome);
+            (memory.committed, memory.trial.clone(), memory.received.clone(), outcome)
+        };
+        let same = told(self.rollout.memory()) == told(&self.disk.record);
         if self.rollout.is_idle() && self.disk.link == committed && runs && same {
             return Ok(());
         }
