@@ -264,6 +264,8 @@ pub struct Rollout {
     fresh: Option<Fresh>,
     /// The record could not be written; when it is tried again.
     unwritten: Option<Mono>,
+    /// The way back could not be taken; when it is tried again.
+    astray: Option<Mono>,
     /// Checks that failed before the trial, while the workload ran: they do not fail it.
     sick: Vec<String>,
 }
@@ -289,6 +291,7 @@ impl Rollout {
             trials: VecDeque::new(),
             fresh: None,
             unwritten: None,
+            astray: None,
             sick: Vec::new(),
         };
         let age = now.wall.0.checked_sub(rollout.memory.committed_at.0);
@@ -581,6 +584,11 @@ impl Rollout {
                 Err(reason) => self.end_trial(generation, Fault::Failed(reason), out),
             },
             Phase::Returning { memory, applying: false } => {
+                // A second attempt that fails changes nothing: no reason to restart what runs.
+                if result.is_err() && self.current.is_none() {
+                    return false;
+                }
+                self.astray = result.is_err().then(Mono::default);
                 if let Err(error) = result {
                     out.push(Order::Say(format!(
                         "going back to the committed generation failed: {error}"
@@ -621,6 +629,7 @@ impl Rollout {
                 }
                 self.memory = *memory;
                 self.current = None;
+                self.astray = self.astray.map(|_| now.mono.after(DISK_PAUSE));
                 true
             }
             other => {
@@ -764,6 +773,7 @@ impl Rollout {
                     return false;
                 }
                 // The local file runs all the same.
+                self.astray = None;
                 self.memory = *memory;
                 self.current = None;
                 self.watch_commit(now.mono.after(self.rules.rollback.crash_loop.within));
@@ -801,7 +811,7 @@ impl Rollout {
                 let waiting = self.waiting.as_ref().map(|waiting| waiting.from);
                 let interrupted = self.interrupted.as_ref().map(|(_, from)| *from);
                 let interrupted = interrupted.filter(|from| *from > Mono::default());
-                [waiting, self.unwritten, interrupted].into_iter().flatten().min()
+                [waiting, self.unwritten, self.astray, interrupted].into_iter().flatten().min()
             }
             _ => None,
         }
@@ -840,13 +850,21 @@ impl Rollout {
                     out.push(Order::Remember(Box::new(self.memory.clone())));
                     return false;
                 }
+                if self.astray.is_some_and(|at| at <= now.mono) {
+                    self.astray = Some(now.mono.after(DISK_PAUSE));
+                    let memory = Box::new(self.memory.clone());
+                    out.push(Order::Activate(memory.committed));
+                    self.phase = Phase::Returning { memory, applying: false };
+                    return false;
+                }
                 // Its time has come: from here on it waits for the workload only.
                 if let Some((_, from)) = &mut self.interrupted
                     && *from <= now.mono
                 {
                     *from = Mono::default();
                 }
-                let refused = self.waiting.as_ref().is_some_and(|waiting| waiting.refused.is_some());
+                let refused =
+                    self.waiting.as_ref().is_some_and(|waiting| waiting.refused.is_some());
                 self.take_up(now, out);
                 refused && self.waiting.is_none()
             }
@@ -958,17 +976,18 @@ impl Rollout {
         let hash = self.hash();
         let mut memory = self.memory.clone();
         memory.trial = None;
-        memory.received = Some(hash.clone());
         let reason = match fault {
             Fault::Failed(reason) => {
                 let reason = cut(reason);
                 memory.remember_failure(generation.digest, &reason, &hash);
+                memory.received = Some(hash);
+                memory.outcome = Outcome::Failed(reason.clone());
                 reason
             }
+            // No outcome: it may be offered again.
             Fault::Superseded => SUPERSEDED.to_owned(),
         };
         out.push(Order::Say(format!("rolling back: {reason}")));
-        memory.outcome = Outcome::Failed(reason);
         self.condemn(memory, out);
     }
 
@@ -978,8 +997,9 @@ impl Rollout {
         out.push(Order::Remember(memory));
     }
 
+    /// Nothing was touched, and what is given up has no outcome: it may be offered again.
     fn superseded(&mut self, out: &mut Vec<Order>) -> bool {
-        self.settle(Outcome::Failed(SUPERSEDED.to_owned()), out)
+        self.write_down(self.memory.clone(), out)
     }
 
     /// An offer has its outcome, and nothing was touched.
@@ -987,6 +1007,10 @@ impl Rollout {
         let mut memory = self.memory.clone();
         memory.received = Some(self.hash());
         memory.outcome = outcome;
+        self.write_down(memory, out)
+    }
+
+    fn write_down(&mut self, memory: Memory, out: &mut Vec<Order>) -> bool {
         let memory = Box::new(memory);
         self.phase = Phase::Settling(memory.clone());
         out.push(Order::Remember(memory));

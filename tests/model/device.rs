@@ -79,6 +79,16 @@ impl Kind {
 pub(crate) enum Flaw {
     /// Says that a trial is on record before it is.
     ArmsLate,
+    /// Cannot make any trial safe.
+    NeverArms,
+    /// Each trial is written down as the first.
+    CountsNothing,
+    /// Says that a commit is on record, and it is not.
+    LosesCommits,
+    /// Keeps no list of what failed.
+    ForgetsFailures,
+    /// Starts with what ran last.
+    StaysAtTheStart,
 }
 
 /// What `store` keeps, and what it does, each in one step.
@@ -111,8 +121,8 @@ impl Disk {
     }
 
     /// `Store::recover`.
-    pub(crate) fn recover(&mut self) {
-        if self.link != self.record.committed {
+    pub(crate) fn recover(&mut self, flaw: Option<Flaw>) {
+        if flaw != Some(Flaw::StaysAtTheStart) && self.link != self.record.committed {
             let _ = self.activate(self.record.committed, Room::Enough);
         }
         if self.record.trial.is_none() {
@@ -157,16 +167,27 @@ impl Disk {
         Staged::New(generation)
     }
 
-    pub(crate) fn arm(&mut self, memory: &Memory, back: &Memory, room: Room, flaw: Option<Flaw>) -> Done {
+    pub(crate) fn arm(
+        &mut self,
+        memory: &Memory,
+        back: &Memory,
+        room: Room,
+        flaw: Option<Flaw>,
+    ) -> Done {
         Self::room(room)?;
-        if flaw == Some(Flaw::ArmsLate) {
-            return Ok(());
+        match flaw {
+            Some(Flaw::ArmsLate) => return Ok(()),
+            Some(Flaw::NeverArms) => return Err(FULL.to_owned()),
+            _ => {}
         }
         if memory.committed.is_some() {
             self.back = memory.committed;
         }
         self.prepared = Some(back.clone());
         self.record = memory.clone();
+        if let (Some(Flaw::CountsNothing), Some(trial)) = (flaw, &mut self.record.trial) {
+            trial.number = 1;
+        }
         Ok(())
     }
 
@@ -180,7 +201,10 @@ impl Disk {
         Ok(())
     }
 
-    pub(crate) fn remember(&mut self, memory: &Memory, room: Room) -> Done {
+    pub(crate) fn remember(&mut self, memory: &Memory, room: Room, flaw: Option<Flaw>) -> Done {
+        if flaw == Some(Flaw::LosesCommits) && memory.committed != self.record.committed {
+            return Ok(());
+        }
         if let Err(error) = Self::room(room) {
             let failed = |memory: &Memory| memory.failed.front().map(|failed| failed.digest);
             let prepared = self.prepared.take_if(|prepared| {
@@ -192,6 +216,9 @@ impl Disk {
             return Ok(());
         }
         self.record = memory.clone();
+        if flaw == Some(Flaw::ForgetsFailures) {
+            self.record.failed.clear();
+        }
         if memory.trial.is_none() && self.link == memory.committed {
             self.clear_way_back();
         }

@@ -4,8 +4,8 @@ use core::hash::{Hash, Hasher};
 use core::mem::discriminant;
 use core::time::Duration;
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use chiton::agent::health::CheckResult;
 use chiton::agent::rollout::{Digest, Generation, Memory, Order, Outcome, Rollout, Rules};
@@ -35,7 +35,7 @@ pub(crate) struct Budgets {
 
 thread_local! {
     /// States from which it ends well; a walk has a thread of its own.
-    static ENDED_WELL: RefCell<HashSet<u64>> = RefCell::default();
+    static ENDED_WELL: RefCell<BTreeSet<u64>> = RefCell::default();
 }
 
 /// What is walked.
@@ -66,7 +66,12 @@ impl Plan {
                 crash_loop: CrashLoop { crashes: 1, within: Duration::from_secs(600) },
             },
             min_interval: Duration::from_secs(if self.paced { 90 } else { 0 }),
-            allow: Allow { files: Vec::new(), max_files: 32, max_size: 1 << 20, max_merge: 1 << 17 },
+            allow: Allow {
+                files: Vec::new(),
+                max_files: 32,
+                max_size: 1 << 20,
+                max_merge: 1 << 17,
+            },
             history: 5,
             require_signature: false,
         })
@@ -90,7 +95,9 @@ pub(crate) enum Act {
     /// An orderly stop begins.
     Stop,
     /// Chiton is gone, and starts again. The oldest order was carried out, or not.
-    Kill { done: bool },
+    Kill {
+        done: bool,
+    },
     /// The orderly stop has ended, and Chiton starts again.
     Restart,
 }
@@ -111,10 +118,12 @@ pub(crate) struct World {
     heard: bool,
     left: Budgets,
     // What is watched.
+    /// The way back could not be taken yet.
+    astray: bool,
     /// Contents that were written down as failed.
     failed: BTreeSet<Digest>,
     ran_what_failed: bool,
-    /// Something was committed once.
+    /// Something was committed once, and nothing was against it.
     had: bool,
     /// A recovery did not end with what is committed.
     neither: bool,
@@ -149,6 +158,7 @@ impl World {
             wanted: None,
             heard: false,
             left: plan.budgets,
+            astray: false,
             failed: BTreeSet::new(),
             ran_what_failed: false,
             had: false,
@@ -161,21 +171,27 @@ impl World {
 
     /// Chiton starts.
     fn boot(&mut self, plan: &Plan) {
-        self.disk.recover();
+        self.disk.recover(plan.flaw);
         self.neither |= self.disk.link != self.disk.record.committed;
         self.orders.clear();
         self.process = None;
         self.stopping = false;
         self.heard = false;
+        self.astray = false;
         self.now.mono = Mono::default();
         self.rollout = Rollout::new(plan.rules(), self.disk.record.clone(), self.now);
         self.on(Rollout::boot);
         self.settle();
     }
 
+    /// Hands an event to the life cycle, and its orders on.
     fn on<T>(&mut self, act: impl FnOnce(&mut Rollout, &mut Vec<Order>) -> T) {
         let mut out = Vec::new();
         act(&mut self.rollout, &mut out);
+        if out.contains(&Order::Apply) {
+            let sick = self.kind() == Some(Kind::Sick);
+            self.rollout.sick(sick.then(|| CHECK.to_owned()).into_iter().collect());
+        }
         self.orders.extend(out.into_iter().filter(|order| !matches!(order, Order::Say(_))));
     }
 
@@ -188,8 +204,10 @@ impl World {
                 self.on(|rollout, out| rollout.workload_is_up(now, out));
             }
         }
-        self.failed.extend(self.disk.record.failed.iter().map(|failed| failed.digest));
-        self.had |= self.disk.record.committed.is_some();
+        // Taken back before it was told, a first commit leaves nothing again.
+        self.had |= self.rollout.is_idle()
+            && self.rollout.memory().committed.is_some()
+            && self.disk.record.committed.is_some();
     }
 
     fn kind(&self) -> Option<Kind> {
@@ -244,6 +262,12 @@ impl World {
                 acts.push(Act::Kill { done: true });
             }
         }
+    }
+
+    /// Whatever the budgets.
+    pub(crate) fn act_freely(&mut self, plan: &Plan, act: Act) {
+        self.left = Budgets { offers: 9, restarts: 9, faults: 9, crashes: 9 };
+        self.act(plan, act);
     }
 
     pub(crate) fn act(&mut self, plan: &Plan, act: Act) {
@@ -321,6 +345,7 @@ impl World {
             }
             Order::Activate(generation) => {
                 let result = self.disk.activate(generation, room);
+                self.astray = result.is_err() && self.rollout.goes_back().is_some();
                 if result.is_ok() {
                     self.activated(generation);
                 }
@@ -329,8 +354,6 @@ impl World {
             // Once it stops, nothing starts again, and nobody answers.
             Order::Apply if self.stopping => {}
             Order::Apply => {
-                let sick = self.kind() == Some(Kind::Sick);
-                self.rollout.sick(sick.then(|| CHECK.to_owned()).into_iter().collect());
                 self.process = Some(self.disk.link);
                 self.on(|rollout, out| rollout.applied(done, now, out));
             }
@@ -343,7 +366,10 @@ impl World {
                 }
             },
             Order::Remember(memory) => {
-                let result = self.disk.remember(&memory, room);
+                let result = self.disk.remember(&memory, room, plan.flaw);
+                if result.is_ok() {
+                    self.failed.extend(memory.failed.iter().map(|failed| failed.digest));
+                }
                 if let (true, Ok(()), Some(trial)) = (self.stopping, &result, &memory.trial) {
                     let tries = self.tries.entry(trial.generation.number).or_default();
                     *tries = trial.number.min(*tries);
@@ -369,13 +395,16 @@ impl World {
         !lost && !self.neither
     }
 
-    /// What runs is committed, or on trial and on record as such, or about to be taken back.
+    /// What runs is committed, or on trial and on record as such, or about to be taken back: now, or, while the disk
+    /// is full, at every pause.
     pub(crate) fn is_on_record(&self) -> bool {
         let record = &self.disk.record;
-        let goes_back = self.orders.iter().any(|order| {
-            matches!(order, Order::Activate(back) if *back == record.committed)
-        });
+        let goes_back = self
+            .orders
+            .iter()
+            .any(|order| matches!(order, Order::Activate(back) if *back == record.committed));
         self.disk.link == record.committed
+            || self.astray
             || self.disk.link.is_some_and(|link| !link.remote)
             || self.disk.link == record.trial.as_ref().map(|trial| trial.generation)
             || goes_back
@@ -478,11 +507,8 @@ impl World {
 
     fn told(&self, kind: Kind, reached: bool) -> Result<(), String> {
         let status = self.rollout.status();
-        let right = if reached {
-            RemoteConfigStatuses::Applied
-        } else {
-            RemoteConfigStatuses::Failed
-        };
+        let right =
+            if reached { RemoteConfigStatuses::Applied } else { RemoteConfigStatuses::Failed };
         let runs = self.process.flatten().is_some_and(|runs| runs.digest == kind.digest());
         let of_it = status.last_remote_config_hash == kind.hash();
         if of_it && status.status() == right && runs == reached {
@@ -493,9 +519,8 @@ impl World {
 
     /// What a reader of a failure needs.
     pub(crate) fn tell(&self) -> String {
-        let kinds = |generation: Option<Generation>| {
-            generation.map(|it| (it.number, Kind::of(&it.digest)))
-        };
+        let kinds =
+            |generation: Option<Generation>| generation.map(|it| (it.number, Kind::of(&it.digest)));
         let record = &self.disk.record;
         let outcome = match &record.outcome {
             Outcome::Failed(reason) => reason.as_str(),
