@@ -822,10 +822,7 @@ impl Agent {
             let again =
                 wait.map(|wait| format!("; starting it again in {wait:?}")).unwrap_or_default();
             actions.push(Action::Log(Tone::Warning, format!("the workload {text}{again}")));
-            self.on_rollout(now, actions, |rollout, out| {
-                rollout.crashed(text, now, out);
-                false
-            });
+            self.on_rollout(now, actions, |rollout, out| rollout.crashed(text, now, out));
             // A configuration that was committed a short while ago goes back instead.
             if self.state.rollout.is_idle()
                 && let Some((action, why)) = self.state.degrading.crashed(text, now)
@@ -887,10 +884,7 @@ impl Agent {
         }
         if let Some(text) = news.crash {
             actions.push(Action::Log(Tone::Warning, format!("the workload {text}")));
-            self.on_rollout(now, actions, |rollout, out| {
-                rollout.crashed(&text, now, out);
-                false
-            });
+            self.on_rollout(now, actions, |rollout, out| rollout.crashed(&text, now, out));
         }
         if let Some(result) = news.answer {
             if let Err(error) = &result {
