@@ -233,8 +233,9 @@ struct Waiting {
     offer: Option<AgentConfigMap>,
     /// Not before this.
     from: Mono,
-    /// The disk refused it, and that is what the status says. Else: APPLYING.
-    refused: bool,
+    /// Why the disk refused it: what the status says. Else: APPLYING. It is no outcome, and not on record: after a
+    /// restart the offer counts as new.
+    refused: Option<String>,
 }
 
 /// Why a trial ends badly.
@@ -263,6 +264,8 @@ pub struct Rollout {
     fresh: Option<Fresh>,
     /// The record could not be written; when it is tried again.
     unwritten: Option<Mono>,
+    /// The way back could not be taken; when it is tried again.
+    astray: Option<Mono>,
     /// Checks that failed before the trial, while the workload ran: they do not fail it.
     sick: Vec<String>,
 }
@@ -288,6 +291,7 @@ impl Rollout {
             trials: VecDeque::new(),
             fresh: None,
             unwritten: None,
+            astray: None,
             sick: Vec::new(),
         };
         let age = now.wall.0.checked_sub(rollout.memory.committed_at.0);
@@ -327,9 +331,15 @@ impl Rollout {
     #[must_use]
     pub fn status(&self) -> RemoteConfigStatus {
         // opamp-spec L1395: the hash is that of the last offer received, also while it waits.
-        let waiting = self.waiting.as_ref().filter(|waiting| !waiting.refused);
+        if let Some(Waiting { hash, refused: Some(reason), .. }) = &self.waiting {
+            return RemoteConfigStatus {
+                last_remote_config_hash: hash.clone(),
+                status: RemoteConfigStatuses::Failed.into(),
+                error_message: reason.clone(),
+            };
+        }
+        let waiting = self.waiting.as_ref().map(|waiting| &waiting.hash);
         let applying = waiting
-            .map(|waiting| &waiting.hash)
             .or(self.current.as_ref().map(|current| &current.hash))
             .or(self.interrupted.as_ref().map(|(trial, _)| &trial.hash));
         if let Some(hash) = applying {
@@ -402,7 +412,7 @@ impl Rollout {
             hash: Bytes::copy_from_slice(hash),
             offer: offer.config,
             from: Mono::default(),
-            refused: false,
+            refused: None,
         });
         self.interrupted = None;
         match &self.phase {
@@ -472,12 +482,12 @@ impl Rollout {
             }
             Staged::Deferred => {
                 let from = self.next_trial().unwrap_or(now.mono);
-                self.put_off(from, false);
+                self.put_off(from, None);
                 false
             }
             Staged::Nothing => self.settle(Outcome::Failed("empty config".to_owned()), out),
             Staged::Refused(reason) => self.settle(Outcome::Failed(cut(reason)), out),
-            Staged::Failed(reason) => self.disk_refused(reason, now, out),
+            Staged::Failed(reason) => self.disk_refused(reason, now),
         }
     }
 
@@ -495,17 +505,12 @@ impl Rollout {
     }
 
     /// The disk's fault, not the offer's: it is reported, and tried again.
-    fn disk_refused(&mut self, reason: String, now: Now, out: &mut Vec<Order>) -> bool {
-        self.put_off(now.mono.after(DISK_PAUSE), true);
-        let hash = self.waiting.as_ref().map(|waiting| waiting.hash.clone());
-        self.memory.received = hash;
-        self.memory.outcome = Outcome::Failed(cut(reason));
-        self.phase = Phase::Settling(Box::new(self.memory.clone()));
-        out.push(Order::Remember(Box::new(self.memory.clone())));
+    fn disk_refused(&mut self, reason: String, now: Now) -> bool {
+        self.put_off(now.mono.after(DISK_PAUSE), Some(cut(reason)));
         true
     }
 
-    fn put_off(&mut self, from: Mono, refused: bool) {
+    fn put_off(&mut self, from: Mono, refused: Option<String>) {
         self.phase = Phase::Idle;
         if let Some(Current { hash, offer }) = self.current.take() {
             self.waiting = Some(Waiting { hash, offer, from, refused });
@@ -543,6 +548,7 @@ impl Rollout {
                     self.activate(generation, out);
                     false
                 }
+                Err(_) if self.waiting.is_some() => self.superseded(out),
                 Err(reason) => {
                     let text = format!("a trial could not be made safe: {reason}");
                     if let (Some(trial), true) = (memory.trial, self.repeats()) {
@@ -553,7 +559,7 @@ impl Rollout {
                         out.push(Order::Say(text));
                         return false;
                     }
-                    self.disk_refused(text, now, out)
+                    self.disk_refused(text, now)
                 }
             },
             other => {
@@ -578,6 +584,11 @@ impl Rollout {
                 Err(reason) => self.end_trial(generation, Fault::Failed(reason), out),
             },
             Phase::Returning { memory, applying: false } => {
+                // A second attempt that fails changes nothing: no reason to restart what runs.
+                if result.is_err() && self.current.is_none() {
+                    return false;
+                }
+                self.astray = result.is_err().then(Mono::default);
                 if let Err(error) = result {
                     out.push(Order::Say(format!(
                         "going back to the committed generation failed: {error}"
@@ -618,6 +629,7 @@ impl Rollout {
                 }
                 self.memory = *memory;
                 self.current = None;
+                self.astray = self.astray.map(|_| now.mono.after(DISK_PAUSE));
                 true
             }
             other => {
@@ -761,6 +773,7 @@ impl Rollout {
                     return false;
                 }
                 // The local file runs all the same.
+                self.astray = None;
                 self.memory = *memory;
                 self.current = None;
                 self.watch_commit(now.mono.after(self.rules.rollback.crash_loop.within));
@@ -798,7 +811,7 @@ impl Rollout {
                 let waiting = self.waiting.as_ref().map(|waiting| waiting.from);
                 let interrupted = self.interrupted.as_ref().map(|(_, from)| *from);
                 let interrupted = interrupted.filter(|from| *from > Mono::default());
-                [waiting, self.unwritten, interrupted].into_iter().flatten().min()
+                [waiting, self.unwritten, self.astray, interrupted].into_iter().flatten().min()
             }
             _ => None,
         }
@@ -837,13 +850,21 @@ impl Rollout {
                     out.push(Order::Remember(Box::new(self.memory.clone())));
                     return false;
                 }
+                if self.astray.is_some_and(|at| at <= now.mono) {
+                    self.astray = Some(now.mono.after(DISK_PAUSE));
+                    let memory = Box::new(self.memory.clone());
+                    out.push(Order::Activate(memory.committed));
+                    self.phase = Phase::Returning { memory, applying: false };
+                    return false;
+                }
                 // Its time has come: from here on it waits for the workload only.
                 if let Some((_, from)) = &mut self.interrupted
                     && *from <= now.mono
                 {
                     *from = Mono::default();
                 }
-                let refused = self.waiting.as_ref().is_some_and(|waiting| waiting.refused);
+                let refused =
+                    self.waiting.as_ref().is_some_and(|waiting| waiting.refused.is_some());
                 self.take_up(now, out);
                 refused && self.waiting.is_none()
             }
@@ -955,17 +976,18 @@ impl Rollout {
         let hash = self.hash();
         let mut memory = self.memory.clone();
         memory.trial = None;
-        memory.received = Some(hash.clone());
         let reason = match fault {
             Fault::Failed(reason) => {
                 let reason = cut(reason);
                 memory.remember_failure(generation.digest, &reason, &hash);
+                memory.received = Some(hash);
+                memory.outcome = Outcome::Failed(reason.clone());
                 reason
             }
+            // No outcome: it may be offered again.
             Fault::Superseded => SUPERSEDED.to_owned(),
         };
         out.push(Order::Say(format!("rolling back: {reason}")));
-        memory.outcome = Outcome::Failed(reason);
         self.condemn(memory, out);
     }
 
@@ -975,8 +997,9 @@ impl Rollout {
         out.push(Order::Remember(memory));
     }
 
+    /// Nothing was touched, and what is given up has no outcome: it may be offered again.
     fn superseded(&mut self, out: &mut Vec<Order>) -> bool {
-        self.settle(Outcome::Failed(SUPERSEDED.to_owned()), out)
+        self.write_down(self.memory.clone(), out)
     }
 
     /// An offer has its outcome, and nothing was touched.
@@ -984,6 +1007,10 @@ impl Rollout {
         let mut memory = self.memory.clone();
         memory.received = Some(self.hash());
         memory.outcome = outcome;
+        self.write_down(memory, out)
+    }
+
+    fn write_down(&mut self, memory: Memory, out: &mut Vec<Order>) -> bool {
         let memory = Box::new(memory);
         self.phase = Phase::Settling(memory.clone());
         out.push(Order::Remember(memory));
