@@ -403,8 +403,9 @@ fn a_full_disk_never_loses_what_runs() {
         let disk = Simulated::with(base(flow), manners);
         let mut device = Device::start(disk.clone(), 5);
         device.receive(offered);
-        // An hour of it: what the disk refuses is tried again and again.
-        while device.now.mono < Mono(Duration::from_secs(3600)) && device.step() {}
+        // An hour of it: what the disk refuses is tried again and again, the last time to its end.
+        let hour = Mono(Duration::from_secs(3600));
+        while (device.now.mono < hour || !device.orders.is_empty()) && device.step() {}
         let body = device.body();
         let runs = [Some(GOOD[0]), Some(offered).filter(|body| *body != BAD)];
         assert!(runs.contains(&body.as_deref()), "full from step {from}: {body:?} runs");
