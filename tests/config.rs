@@ -239,6 +239,25 @@ fn a_crash_loop_degrades_to_a_configuration_of_the_devices_own() {
     agent.stop_with(peer);
 }
 
+/// A record that cannot be read is told and kept aside, and never taken for "nothing is committed".
+#[test]
+fn a_broken_record_is_reported_and_what_ran_runs() {
+    let (home, server) = (home(), Server::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&[]));
+    commit(&mut peer, &first.instance_uid, "h1", "level: 1\n");
+    agent.stop_with(peer);
+    let record = home.path("state/workloads/default/record");
+    let mut bytes = fs::read(&record).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&record, &bytes).unwrap();
+    let agent = home.start();
+    let (peer, _) = server.greet();
+    agent.logs(&["ERROR", "record: its checksum is wrong", "generation 1"]);
+    assert_eq!(home.seen(home.workload(2)), "level: 1\n");
+    assert_eq!(fs::read(record.with_extension("broken")).unwrap(), bytes);
+    agent.stop_with(peer);
+}
+
 /// opamp-spec L456: what is over the limit is not sent, and that is recorded; the rest of the report still goes.
 #[test]
 fn an_effective_config_over_the_limit_is_left_out_and_said() {
