@@ -125,7 +125,9 @@ fn serve(dir: &Path, wish: &Mutex<Wish>, started: &Mutex<Vec<i32>>) {
         }
         if up && child.is_none() {
             let config = dir.join("state/workloads/default/config/config.yaml");
-            let process = Command::new("/bin/sh")
+            let process = Command::new("env")
+                // A shell cannot trap what was ignored before it, as under nohup.
+                .args(["--default-signal=HUP", "/bin/sh"])
                 .arg(dir.join("service.sh"))
                 .arg(config)
                 .stdin(Stdio::null())
