@@ -193,8 +193,12 @@ impl Device {
         let pid = agent.shows("workload.pid", serde_yaml::Value::is_u64).as_i64().unwrap();
         let pid = i32::try_from(pid).unwrap();
         eventually("it has read its configuration", || (self.home.seen(pid) == body).then_some(()));
-        let alive = self.home.pids().into_iter().filter(|pid| is_alive(*pid)).count();
-        assert_eq!(alive, 1, "one workload");
+        // It notes its pid after it has read.
+        let pids = eventually("its pid is noted", || {
+            Some(self.home.pids()).filter(|pids| pids.contains(&pid))
+        });
+        let alive: Vec<i32> = pids.into_iter().filter(|pid| is_alive(*pid)).collect();
+        assert_eq!(alive, [pid], "one workload");
     }
 }
 
