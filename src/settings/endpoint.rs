@@ -38,8 +38,16 @@ impl Endpoint {
     /// # Errors
     /// What is wrong and what is allowed, in one line that does not repeat the URL (it may hold a password).
     pub fn parse(url: &str) -> Result<Self, String> {
-        if url.len() > MAX_URL {
-            return Err(format!("longer than {MAX_URL} bytes"));
+        Self::parse_up_to(url, MAX_URL)
+    }
+
+    /// The same for a URL of at most `most` bytes.
+    ///
+    /// # Errors
+    /// As [`Endpoint::parse`].
+    pub fn parse_up_to(url: &str, most: usize) -> Result<Self, String> {
+        if url.len() > most {
+            return Err(format!("longer than {most} bytes"));
         }
         if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err("has white space or control characters in it".to_owned());

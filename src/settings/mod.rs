@@ -33,7 +33,7 @@ pub use render::render;
 pub use salvage::salvage;
 pub use sources::{MAX_CONF_D, Sources};
 pub use units::{Bytes, Long};
-pub use validate::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+pub use validate::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, check_header};
 
 /// Settings that can be run.
 #[derive(Clone, Debug)]

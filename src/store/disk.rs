@@ -105,7 +105,10 @@ impl Real {
     }
 
     /// A handle on the parent, and the name in it.
-    fn parent<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a Path)> {
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn parent<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a Path)> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let parent = self.walk(path.parent().unwrap_or_else(|| Path::new("")))?;
         Ok((parent, Path::new(name)))

@@ -20,6 +20,7 @@
 #[cfg(test)]
 mod crash;
 mod disk;
+pub mod incoming;
 mod record;
 #[cfg(test)]
 mod simulated;

@@ -275,6 +275,27 @@ impl Record for Description {
     }
 }
 
+/// What is known of a file that arrives.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct MarkRecord {
+    /// Strong validator.
+    #[prost(string, tag = "1")]
+    pub validator: String,
+    /// Bytes of the whole file.
+    #[prost(uint64, optional, tag = "2")]
+    pub total: Option<u64>,
+}
+
+impl Record for MarkRecord {
+    fn to_payload(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    fn from_payload(payload: &[u8]) -> Result<Self, String> {
+        Self::decode(payload).map_err(|error| error.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]

@@ -1,4 +1,4 @@
-//! The body of an HTTP answer: whole, within its limit, unpacked on the way.
+//! The body of an HTTP answer: in parts as it comes, or whole, within its limit, unpacked on the way.
 
 use core::time::Duration;
 use std::io::{self, Write};
@@ -17,6 +17,19 @@ const CHUNK: usize = 8 * 1024;
 const MAX_CHUNK_LINE: usize = 256;
 const BAD_CHUNKS: &str = "the chunks of the answer are malformed";
 
+/// Why a body does not come whole.
+#[derive(Debug)]
+pub enum Fault {
+    /// So many bytes came or were announced, more than its limit.
+    TooLarge(String),
+    /// It is not what HTTP allows: one line.
+    Malformed(String),
+    /// The connection failed or ended within it: one line.
+    Cut(String),
+    /// Nothing came for so long. Reading may go on.
+    Stalled(Duration),
+}
+
 /// A body that came whole.
 #[derive(Debug)]
 pub(super) struct Body {
@@ -33,52 +46,189 @@ pub(super) struct Body {
 /// What was wrong with it, without the endpoint.
 pub(super) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
-    head: Head,
+    mut head: Head,
     limit: usize,
     stall: Duration,
 ) -> Result<Body, LinkError> {
-    let framing = Framing::of(&head, limit)?;
+    let most = u64::try_from(limit).unwrap_or(u64::MAX);
+    let rest = core::mem::take(&mut head.rest);
+    let mut reader =
+        Reader::new(stream, &head, rest, most).map_err(|fault| fault.into_error(limit))?;
+    reader.stall = stall;
     let mut sink = Sink::new(&head, limit)?;
-    let mut source = Source { stream, buffer: head.rest, at: 0, stall };
-    match framing {
-        Framing::Empty => {}
-        Framing::Length(length) => source.copy(length, &mut sink).await?,
-        Framing::Chunked => loop {
-            let size = source.chunk_size().await?;
-            if size == 0 {
-                source.trailers().await?;
-                break;
-            }
-            sink.expect(size)?;
-            source.copy(size, &mut sink).await?;
-            if source.line(2).await?.as_slice() != b"\r\n" {
-                return Err(fault(BAD_CHUNKS));
-            }
-        },
-        Framing::Close => {
-            while source.has_more().await? {
-                sink.put(source.ready())?;
-                source.take(usize::MAX);
+    while let Some(part) = reader.part().await.map_err(|fault| fault.into_error(limit))? {
+        sink.put(part)?;
+    }
+    if !reader.source.ready().is_empty() {
+        return Err(fault("there are bytes behind the end of the answer"));
+    }
+    Ok(Body { bytes: sink.finish()?, delimited: reader.end() != End::Close })
+}
+
+impl Fault {
+    fn into_error(self, limit: usize) -> LinkError {
+        match self {
+            Self::TooLarge(size) => too_large(&size, limit),
+            Self::Malformed(text) => fault(&text),
+            Self::Cut(text) => failed(&text),
+            Self::Stalled(stall) => {
+                failed(&format!("the answer was cut short: nothing came for {stall:?}"))
             }
         }
     }
-    if !source.ready().is_empty() {
-        return Err(fault("there are bytes behind the end of the answer"));
+
+    fn malformed(text: &str) -> Self {
+        Self::Malformed(text.to_owned())
     }
-    Ok(Body { bytes: sink.finish()?, delimited: !matches!(framing, Framing::Close) })
 }
 
+/// How the end of a body will be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// After so many bytes.
+    Length(u64),
+    /// By its last chunk.
+    Chunked,
+    /// With the connection.
+    Close,
+}
+
+/// The bytes of a body as they come, its framing taken off.
+#[derive(Debug)]
+pub struct Reader<'a, S> {
+    source: Source<'a, S>,
+    framing: Framing,
+    /// How long a read may take.
+    pub stall: Duration,
+    /// Bytes that may still come.
+    allowed: u64,
+    /// What is left of the length or of the chunk.
+    left: u64,
+    /// Within the chunks: one has been read to its end, its line end has not.
+    behind_chunk: bool,
+}
+
+impl<'a, S: AsyncRead + Unpin> Reader<'a, S> {
+    /// A reader of the body behind `head`, of which `rest` came with it. At most `limit` bytes are let through.
+    ///
+    /// # Errors
+    /// When it says that it is longer, or does not say clearly where it ends.
+    pub fn new(stream: &'a mut S, head: &Head, rest: Vec<u8>, limit: u64) -> Result<Self, Fault> {
+        let framing = Framing::of(head, limit)?;
+        let left = match framing {
+            Framing::Length(length) => length,
+            Framing::Close => u64::MAX,
+            Framing::Empty | Framing::Chunked => 0,
+        };
+        let source = Source { stream, buffer: rest, at: 0 };
+        let stall = Duration::MAX;
+        Ok(Self { source, framing, stall, allowed: limit, left, behind_chunk: false })
+    }
+
+    /// How its end will be known.
+    #[must_use]
+    pub const fn end(&self) -> End {
+        match self.framing {
+            Framing::Empty => End::Length(0),
+            Framing::Length(length) => End::Length(length),
+            Framing::Chunked => End::Chunked,
+            Framing::Close => End::Close,
+        }
+    }
+
+    /// Reads some of it. 0: its end, or no room in `into`.
+    ///
+    /// # Errors
+    /// Why there is no more of it.
+    pub async fn read(&mut self, into: &mut [u8]) -> Result<usize, Fault> {
+        let run = usize::try_from(self.run().await?).unwrap_or(usize::MAX).min(into.len());
+        let Some(space) = into.get_mut(..run) else { return Ok(0) };
+        if space.is_empty() {
+            return Ok(0);
+        }
+        if self.source.ready().is_empty() {
+            // Straight to where it goes.
+            let got = self.source.receive(space, self.stall).await?;
+            return if got == 0 { self.ended().map(|()| 0) } else { self.took(got) };
+        }
+        let count = self.source.ready().len().min(space.len());
+        let (space, _) = space.split_at_mut_checked(count).unwrap_or_default();
+        space.copy_from_slice(self.source.ready().get(..count).unwrap_or_default());
+        self.source.take(count);
+        self.took(count)
+    }
+
+    /// Reads some of it into the buffer of its own. [`None`]: its end.
+    async fn part(&mut self) -> Result<Option<&[u8]>, Fault> {
+        let run = usize::try_from(self.run().await?).unwrap_or(usize::MAX);
+        if run == 0 {
+            return Ok(None);
+        }
+        if self.source.ready().is_empty() && !self.source.more(self.stall).await? {
+            return self.ended().map(|()| None);
+        }
+        let count = self.took(self.source.ready().len().min(run))?;
+        Ok(Some(self.source.taken(count)))
+    }
+
+    /// How many bytes come before something else does. 0: the end of the body.
+    async fn run(&mut self) -> Result<u64, Fault> {
+        if self.left > 0 || !matches!(self.framing, Framing::Chunked) {
+            return Ok(self.left);
+        }
+        if self.behind_chunk {
+            if self.source.line(2, self.stall).await?.as_slice() != b"\r\n" {
+                return Err(Fault::malformed(BAD_CHUNKS));
+            }
+            self.behind_chunk = false;
+        }
+        let size = self.source.chunk_size(self.stall).await?;
+        if size == 0 {
+            self.source.trailers(self.stall).await?;
+            self.framing = Framing::Empty;
+            return Ok(0);
+        }
+        if size > self.allowed {
+            return Err(Fault::TooLarge("more".to_owned()));
+        }
+        self.left = size;
+        self.behind_chunk = true;
+        Ok(size)
+    }
+
+    fn took(&mut self, count: usize) -> Result<usize, Fault> {
+        let bytes = u64::try_from(count).unwrap_or(u64::MAX);
+        self.allowed =
+            self.allowed.checked_sub(bytes).ok_or_else(|| Fault::TooLarge("more".to_owned()))?;
+        if !matches!(self.framing, Framing::Close) {
+            self.left = self.left.saturating_sub(bytes);
+        }
+        Ok(count)
+    }
+
+    /// The connection has ended.
+    fn ended(&self) -> Result<(), Fault> {
+        match self.framing {
+            Framing::Close => Ok(()),
+            _ => Err(Fault::Cut(SHORT.to_owned())),
+        }
+    }
+}
+
+const SHORT: &str = "the answer was cut short: the connection ended within it";
+
 /// How the end of a body is known (RFC 9112 §6.3).
+#[derive(Debug)]
 enum Framing {
     Empty,
-    Length(usize),
+    Length(u64),
     Chunked,
     /// The end of the connection.
     Close,
 }
 
 impl Framing {
-    fn of(head: &Head, limit: usize) -> Result<Self, LinkError> {
+    fn of(head: &Head, limit: u64) -> Result<Self, Fault> {
         if head.status == 204 {
             return Ok(Self::Empty);
         }
@@ -90,25 +240,28 @@ impl Framing {
             ([], [first, more @ ..]) if more.iter().all(|length| length == first) => {
                 let digits = !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_digit());
                 if !digits {
-                    return Err(fault("the answer's Content-Length is not a number"));
+                    let text = "the answer's Content-Length is not a number";
+                    return Err(Fault::malformed(text));
                 }
                 match first.parse() {
                     Ok(length) if length <= limit => Ok(Self::Length(length)),
-                    _ => Err(too_large(first, limit)),
+                    _ => Err(Fault::TooLarge((*first).to_owned())),
                 }
             }
-            _ => Err(fault("the answer's Transfer-Encoding or Content-Length is ambiguous")),
+            _ => Err(Fault::malformed(
+                "the answer's Transfer-Encoding or Content-Length is ambiguous",
+            )),
         }
     }
 }
 
-/// The bytes as they come.
+/// The bytes of the connection as they come.
+#[derive(Debug)]
 struct Source<'a, S> {
     stream: &'a mut S,
     buffer: Vec<u8>,
     /// What was taken of the buffer.
     at: usize,
-    stall: Duration,
 }
 
 impl<S: AsyncRead + Unpin> Source<'_, S> {
@@ -120,89 +273,69 @@ impl<S: AsyncRead + Unpin> Source<'_, S> {
         self.at = self.at.saturating_add(count).min(self.buffer.len());
     }
 
+    /// Takes so many, and shows them.
+    fn taken(&mut self, count: usize) -> &[u8] {
+        let start = self.at;
+        self.take(count);
+        self.buffer.get(start..self.at).unwrap_or_default()
+    }
+
     /// Reads more behind what is ready. False: the connection has ended.
-    async fn more(&mut self) -> Result<bool, LinkError> {
+    async fn more(&mut self, stall: Duration) -> Result<bool, Fault> {
         self.buffer.drain(..self.at);
         self.at = 0;
-        let start = self.buffer.len();
-        self.buffer.resize(start.saturating_add(CHUNK), 0);
-        let space = self.buffer.get_mut(start..).unwrap_or_default();
-        let got = match within(self.stall, self.stream.read(space)).await {
-            Some(Ok(got)) => got,
+        let mut buffer = core::mem::take(&mut self.buffer);
+        let start = buffer.len();
+        buffer.resize(start.saturating_add(CHUNK), 0);
+        let got = self.receive(buffer.get_mut(start..).unwrap_or_default(), stall).await;
+        buffer.truncate(start.saturating_add(*got.as_ref().unwrap_or(&0)));
+        self.buffer = buffer;
+        Ok(got? > 0)
+    }
+
+    /// One read. 0: the connection has ended.
+    async fn receive(&mut self, space: &mut [u8], stall: Duration) -> Result<usize, Fault> {
+        match within(stall, self.stream.read(space)).await {
+            Some(Ok(got)) => Ok(got),
             Some(Err(error)) => {
                 let why = super::tls::explain(&error);
-                return Err(failed(&format!("the answer was cut short: {why}")));
+                Err(Fault::Cut(format!("the answer was cut short: {why}")))
             }
-            None => {
-                let text = format!("the answer was cut short: nothing came for {:?}", self.stall);
-                return Err(failed(&text));
-            }
-        };
-        self.buffer.truncate(start.saturating_add(got));
-        Ok(got > 0)
-    }
-
-    /// Whether there is something ready, now or after a wait. False: the connection has ended.
-    async fn has_more(&mut self) -> Result<bool, LinkError> {
-        Ok(!self.ready().is_empty() || self.more().await?)
-    }
-
-    async fn wait(&mut self) -> Result<(), LinkError> {
-        if self.more().await? {
-            Ok(())
-        } else {
-            Err(failed("the answer was cut short: the connection ended within it"))
+            None => Err(Fault::Stalled(stall)),
         }
     }
 
-    async fn copy(&mut self, length: usize, sink: &mut Sink) -> Result<(), LinkError> {
-        let mut left = length;
-        while left > 0 {
-            if self.ready().is_empty() {
-                self.wait().await?;
-            }
-            let part = self.ready().get(..left).unwrap_or_else(|| self.ready());
-            let count = part.len();
-            sink.put(part)?;
-            self.take(count);
-            left = left.saturating_sub(count);
-        }
-        Ok(())
+    async fn wait(&mut self, stall: Duration) -> Result<(), Fault> {
+        if self.more(stall).await? { Ok(()) } else { Err(Fault::Cut(SHORT.to_owned())) }
     }
 
     /// The next line with its end, at most `most` bytes.
-    async fn line(&mut self, most: usize) -> Result<Vec<u8>, LinkError> {
+    async fn line(&mut self, most: usize, stall: Duration) -> Result<Vec<u8>, Fault> {
         loop {
             let end = self.ready().iter().take(most).position(|byte| *byte == b'\n');
             if let Some(end) = end {
-                let length = end.saturating_add(1);
-                let line = self.ready().get(..length).unwrap_or_default().to_vec();
-                self.take(length);
-                return Ok(line);
+                return Ok(self.taken(end.saturating_add(1)).to_vec());
             }
             if self.ready().len() >= most {
-                return Err(fault(BAD_CHUNKS));
+                return Err(Fault::malformed(BAD_CHUNKS));
             }
-            self.wait().await?;
+            self.wait(stall).await?;
         }
     }
 
-    async fn chunk_size(&mut self) -> Result<usize, LinkError> {
-        let line = self.line(MAX_CHUNK_LINE).await?;
+    async fn chunk_size(&mut self, stall: Duration) -> Result<u64, Fault> {
+        let line = self.line(MAX_CHUNK_LINE, stall).await?;
         match httparse::parse_chunk_size(&line) {
-            Ok(httparse::Status::Complete((_, size))) => {
-                // What does not fit into memory is over the limit too.
-                Ok(usize::try_from(size).unwrap_or(usize::MAX))
-            }
-            _ => Err(fault(BAD_CHUNKS)),
+            Ok(httparse::Status::Complete((_, size))) => Ok(size),
+            _ => Err(Fault::malformed(BAD_CHUNKS)),
         }
     }
 
     /// Headers behind the last chunk: nothing in them concerns us.
-    async fn trailers(&mut self) -> Result<(), LinkError> {
+    async fn trailers(&mut self, stall: Duration) -> Result<(), Fault> {
         let mut left = MAX_HEAD;
         loop {
-            let line = self.line(left).await?;
+            let line = self.line(left, stall).await?;
             if line == b"\r\n" {
                 return Ok(());
             }

@@ -29,8 +29,6 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(300);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Ending TLS in order may take so long.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Heads of the kind "100 Continue" in front of an answer.
-const MAX_INTERIM: usize = 8;
 /// The type of both bodies (opamp-spec L544).
 const PROTOBUF: &str = "application/x-protobuf";
 
@@ -229,7 +227,7 @@ impl Link<'_> {
         let patience = self.patience();
         // A server that does not want a long message may answer before it has read all of it, and close.
         let unsent = send(stream, head, body, patience).await.err();
-        match within(patience, final_head(stream)).await {
+        match within(patience, http1::final_head(stream)).await {
             Some(Ok(head)) => Ok(head),
             Some(Err(NoHead { text, silent })) => {
                 let text = unsent.map_or(text, |error| format!("sending: {error}"));
@@ -319,22 +317,6 @@ async fn send(stream: &mut Stream, head: &str, body: &[u8], stall: Duration) -> 
         written.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
     }
     within(stall, stream.flush()).await.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
-}
-
-/// The head that counts: those that only say "go on" are passed over.
-async fn final_head(stream: &mut Stream) -> Result<Head, NoHead> {
-    let mut head = http1::read_head(stream, Vec::new()).await?;
-    let mut interim = 0_usize;
-    while (100..=199).contains(&head.status) && head.status != 101 {
-        interim = interim.saturating_add(1);
-        if interim > MAX_INTERIM {
-            let text = format!("more than {MAX_INTERIM} heads came and no answer");
-            return Err(NoHead { text, silent: false });
-        }
-        let heard = |none: NoHead| NoHead { silent: false, ..none };
-        head = http1::read_head(stream, head.rest).await.map_err(heard)?;
-    }
-    Ok(head)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the edge reads the clock, for a Retry-After date")]

@@ -16,6 +16,8 @@ use crate::transport::retry_after;
 pub const MAX_HEAD: usize = 16 * 1024;
 /// Most headers in a response.
 pub const MAX_HEADERS: usize = 64;
+/// Heads of the kind "100 Continue" in front of an answer.
+const MAX_INTERIM: usize = 8;
 /// Bytes read at once while looking for the end of a head.
 const CHUNK: usize = 1024;
 
@@ -159,6 +161,25 @@ pub async fn read_head(
             Err(error) => return failed(super::tls::explain(&error), start == 0),
         }
     }
+}
+
+/// The head that counts: those that only say "go on" are passed over.
+///
+/// # Errors
+/// When there is none.
+pub async fn final_head(stream: &mut (impl AsyncRead + Unpin)) -> Result<Head, NoHead> {
+    let mut head = read_head(stream, Vec::new()).await?;
+    let mut interim = 0_usize;
+    while (100..=199).contains(&head.status) && head.status != 101 {
+        interim = interim.saturating_add(1);
+        if interim > MAX_INTERIM {
+            let text = format!("more than {MAX_INTERIM} heads came and no answer");
+            return Err(NoHead { text, silent: false });
+        }
+        let heard = |none: NoHead| NoHead { silent: false, ..none };
+        head = read_head(stream, head.rest).await.map_err(heard)?;
+    }
+    Ok(head)
 }
 
 fn parse(bytes: &[u8]) -> Result<Option<Head>, String> {

@@ -2,7 +2,7 @@
 //!
 //! A transport is one function that runs until its link is over: [`websocket::run`], [`http::run`]. It is given the messages to send and tells what came; what to do about it is the core's business.
 
-mod body;
+pub mod body;
 mod http;
 pub mod http1;
 mod pins;
@@ -13,7 +13,7 @@ pub mod tls;
 mod websocket;
 
 use std::io;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -30,7 +30,7 @@ use crate::agent::session::LinkErrorKind;
 use crate::agent::uid::Uid;
 use crate::net;
 use crate::reactor::{Io, within};
-use crate::settings::{Scheme, Server};
+use crate::settings::{Endpoint, Scheme, Server};
 use proxy::Via;
 use redirect::Target;
 use tls::{Factory, Peer};
@@ -114,20 +114,45 @@ pub enum Stream {
 /// # Errors
 /// What failed, on which address, why.
 pub async fn open(plan: &Plan, target: &Target) -> Result<Stream, LinkError> {
-    let failed =
-        |text: String| LinkError { text: format!("{target}: {text}"), kind: LinkErrorKind::Failed };
-    entropy().map_err(failed)?;
-    let endpoint = &target.endpoint;
-    let stream = match Via::to(endpoint, &plan.server).map_err(failed)? {
-        Some(via) => via.tunnel(plan, endpoint).await,
-        None => connect(plan, &endpoint.host, endpoint.port).await,
+    let peer = if target.is_trusted() { Peer::Server } else { Peer::Stranger };
+    let opened = open_to(plan, &target.endpoint, peer, &|_| Ok(())).await;
+    opened.map_err(|text| LinkError {
+        text: format!("{target}: {text}"),
+        kind: LinkErrorKind::Failed,
+    })
+}
+
+/// The same for a place that is not the settings' endpoint. `judge` sees each address before anything goes there;
+/// behind a proxy, which looks names up itself, it is not asked.
+///
+/// # Errors
+/// What failed, on which address, why.
+pub async fn open_to(
+    plan: &Plan,
+    endpoint: &Endpoint,
+    peer: Peer,
+    judge: Judge<'_>,
+) -> Result<Stream, String> {
+    entropy()?;
+    let stream = match Via::to(endpoint, &plan.server)? {
+        Some(via) => via.tunnel(plan, endpoint).await?,
+        None => connect(plan, &endpoint.host, endpoint.port, judge).await?,
     };
-    let stream = stream.map_err(failed)?;
     if !endpoint.scheme.is_secure() {
         return Ok(stream);
     }
-    let peer = if target.is_trusted() { Peer::Server } else { Peer::Stranger };
-    secure(plan, peer, &endpoint.host, stream).await.map_err(failed)
+    secure(plan, peer, &endpoint.host, stream).await
+}
+
+/// Says of an address why it may not be connected to.
+pub type Judge<'j> = &'j dyn Fn(IpAddr) -> Result<(), String>;
+
+/// Whether a proxy leads to an endpoint.
+///
+/// # Errors
+/// The settings let a URL through that is none.
+pub fn is_proxied(endpoint: &Endpoint, server: &Server) -> Result<bool, String> {
+    Ok(Via::to(endpoint, server)?.is_some())
 }
 
 /// TLS over a stream.
@@ -147,7 +172,7 @@ async fn secure(plan: &Plan, peer: Peer, host: &str, stream: Stream) -> Result<S
 }
 
 /// TCP to a host: its addresses in turn, both families.
-async fn connect(plan: &Plan, host: &str, port: u16) -> Result<Stream, String> {
+async fn connect(plan: &Plan, host: &str, port: u16, judge: Judge<'_>) -> Result<Stream, String> {
     let limit = plan.server.timeouts.connect;
     let addresses = match within(limit, net::resolve(host, port)).await {
         Some(Ok(addresses)) => addresses,
@@ -156,6 +181,10 @@ async fn connect(plan: &Plan, host: &str, port: u16) -> Result<Stream, String> {
     };
     let mut errors = Vec::new();
     for address in addresses {
+        if let Err(why) = judge(address.ip()) {
+            errors.push(format!("{address}: {why}"));
+            continue;
+        }
         match net::connect(address, limit).await {
             Ok(stream) => return Ok(Stream::Plain(stream)),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {

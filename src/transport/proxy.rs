@@ -53,7 +53,8 @@ impl<'s> Via<'s> {
     /// What failed, on the proxy named, why.
     pub(super) async fn tunnel(&self, plan: &Plan, endpoint: &Endpoint) -> Result<Stream, String> {
         let failed = |why: String| format!("the proxy {}: {why}", hostport(&self.host, self.port));
-        let mut stream = super::connect(plan, &self.host, self.port).await.map_err(failed)?;
+        let mut stream =
+            super::connect(plan, &self.host, self.port, &|_| Ok(())).await.map_err(failed)?;
         if self.secure {
             stream = super::secure(plan, Peer::Proxy, &self.host, stream).await.map_err(failed)?;
         }

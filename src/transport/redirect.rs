@@ -7,6 +7,7 @@ use core::fmt;
 use super::http1::Head;
 use crate::agent::configset::matches;
 use crate::secret::Secret;
+use crate::settings::endpoint::MAX_URL;
 use crate::settings::{Endpoint, Scheme, Server};
 
 /// Most redirects one attempt follows.
@@ -114,7 +115,7 @@ pub fn is_named(patterns: &[String], endpoint: &Endpoint) -> bool {
 
 /// Whether what may be shown to the one may be shown to the other: the same host and port, or the same host from
 /// port 80 to TLS on port 443. Another port is another program, perhaps another's.
-fn same_server(known: &Endpoint, to: &Endpoint) -> bool {
+pub(crate) fn same_server(known: &Endpoint, to: &Endpoint) -> bool {
     let step_up = !known.scheme.is_secure() && to.scheme.is_secure();
     known.host == to.host
         && (known.port == to.port || (step_up && (known.port, to.port) == (80, 443)))
@@ -126,6 +127,14 @@ fn same_server(known: &Endpoint, to: &Endpoint) -> bool {
 /// # Errors
 /// What is wrong with it: "has no host".
 pub fn follow(from: &Endpoint, location: &str) -> Result<Endpoint, String> {
+    follow_up_to(from, location, MAX_URL)
+}
+
+/// The same for a URL of at most `most` bytes.
+///
+/// # Errors
+/// As [`follow`].
+pub fn follow_up_to(from: &Endpoint, location: &str, most: usize) -> Result<Endpoint, String> {
     let location = location.split('#').next().unwrap_or_default().trim();
     let scheme = from.scheme.name();
     let url = if has_scheme(location) {
@@ -135,7 +144,7 @@ pub fn follow(from: &Endpoint, location: &str) -> Result<Endpoint, String> {
     } else {
         format!("{scheme}://{}{}", from.authority(), relative(&from.path, location))
     };
-    let parsed = Endpoint::parse(&url)?;
+    let parsed = Endpoint::parse_up_to(&url, most)?;
     let scheme = match (from.scheme, parsed.scheme.is_secure()) {
         (Scheme::Ws | Scheme::Wss, false) => Scheme::Ws,
         (Scheme::Ws | Scheme::Wss, true) => Scheme::Wss,

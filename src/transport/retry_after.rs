@@ -20,7 +20,7 @@ pub fn parse(value: &str, now: Wall) -> Option<Duration> {
 }
 
 /// Time since 1970 of an HTTP date in any of its three forms: they differ only in order and separators.
-fn date(text: &str) -> Option<Duration> {
+pub(crate) fn date(text: &str) -> Option<Duration> {
     let (mut day, mut month, mut year, mut time) = (None, None, None, None);
     for word in text.split([' ', ',', '-']).filter(|word| !word.is_empty()) {
         if word.contains(':') {

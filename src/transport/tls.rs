@@ -42,6 +42,8 @@ pub enum Peer {
     Server,
     /// Where a redirect led: pins, and no client certificate.
     Stranger,
+    /// Another host, where packages come from: no pins, they are the server's; no client certificate.
+    Foreign,
     /// A proxy: no pins, they are the server's; the client certificate (opamp-spec L2342).
     Proxy,
 }
@@ -58,6 +60,7 @@ struct Made {
     of: [u8; 32],
     server: Arc<ClientConfig>,
     stranger: Arc<ClientConfig>,
+    foreign: Arc<ClientConfig>,
     proxy: Arc<ClientConfig>,
 }
 
@@ -83,6 +86,7 @@ impl Factory {
         Ok(TlsConnector::from(Arc::clone(match peer {
             Peer::Server => &made.server,
             Peer::Stranger => &made.stranger,
+            Peer::Foreign => &made.foreign,
             Peer::Proxy => &made.proxy,
         })))
     }
@@ -139,12 +143,14 @@ fn configure(tls: &Tls, files: &Files, of: [u8; 32]) -> Result<Made, String> {
     if tls.pinned_spki_sha256.is_empty() {
         let server = with(&normal, true)?;
         let stranger = with(&normal, false)?;
-        return Ok(Made { of, proxy: Arc::clone(&server), server, stranger });
+        let (proxy, foreign) = (Arc::clone(&server), Arc::clone(&stranger));
+        return Ok(Made { of, server, stranger, foreign, proxy });
     }
     let pinned = Pinned::new(Arc::clone(&normal), &tls.pinned_spki_sha256, &trusted, algorithms);
     let pinned: Arc<dyn ServerCertVerifier> = Arc::new(pinned);
     let (server, stranger) = (with(&pinned, true)?, with(&pinned, false)?);
-    Ok(Made { of, server, stranger, proxy: with(&normal, true)? })
+    let (foreign, proxy) = (with(&normal, false)?, with(&normal, true)?);
+    Ok(Made { of, server, stranger, foreign, proxy })
 }
 
 fn client_config(

@@ -17,6 +17,7 @@ use super::environment::Environment;
 use super::model::{Apply, Credentials, Level, Log, LogFormat, LogTo, Settings};
 use super::problem::Key;
 use super::walker::{Draft, Section, Walker};
+pub use server::header as check_header;
 
 /// Where state lies by default.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/chiton";

@@ -95,7 +95,11 @@ fn headers(section: &mut Section<'_, '_, '_>, key: &'static str) -> Vec<(String,
     headers
 }
 
-fn header(name: &str, value: &str) -> Result<(), String> {
+/// Whether a header can be sent beside those that Chiton writes itself.
+///
+/// # Errors
+/// What is wrong with it; the value is not repeated.
+pub fn header(name: &str, value: &str) -> Result<(), String> {
     let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     if name.is_empty() || !name.chars().all(token) {
         return Err(

@@ -1,0 +1,3 @@
+//! Packages: how their files come to the device.
+
+pub mod fetch;
