@@ -11,6 +11,7 @@ pub mod json;
 pub mod log;
 pub mod net;
 pub mod notify;
+pub mod packages;
 pub mod pool;
 pub mod reactor;
 pub mod runtime;

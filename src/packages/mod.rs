@@ -1,0 +1,3 @@
+//! Packages: what a server offers besides configuration.
+
+pub mod unpack;
