@@ -1,3 +1,4 @@
-//! Packages: how their files come to the device.
+//! What packages are made of, on their way from an offer to the disk: fetched, unpacked, handed to the store.
 
 pub mod fetch;
+pub mod unpack;
