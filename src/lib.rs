@@ -17,6 +17,7 @@ pub mod reactor;
 pub mod runtime;
 pub mod secret;
 pub mod settings;
+pub mod signature;
 pub mod status;
 pub mod store;
 pub mod sys;

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use futures_rustls::pki_types::pem::PemObject;
-use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer};
+use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use futures_rustls::rustls::RootCertStore;
 use futures_rustls::rustls::crypto::ring;
 use futures_rustls::rustls::sign::CertifiedKey;
@@ -16,16 +16,12 @@ use crate::settings::{
     self, Apply, CheckKind, DegradeAction, Environment, ExternalBy, Key, Loaded, Owner, Problem,
     Process, Settings, Tls,
 };
+use crate::signature::PublicKey;
 use crate::transport::tls::{MAX_PEM, certificates};
 use crate::workload::identity::Identity;
 
 /// File systems that can keep neither permissions nor links: VFAT and exFAT, as `statfs` names them.
 const NO_PERMISSIONS: [i128; 2] = [0x4d44, 0x2011_bab0];
-/// What stands before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410).
-const ED25519_SPKI: [u8; 12] =
-    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-/// Length of an Ed25519 public key.
-const ED25519_KEY: usize = 32;
 
 pub(super) fn run(config: &Path) -> u8 {
     check(config, &Process, &mut io::stdout().lock(), &mut io::stderr().lock())
@@ -158,7 +154,7 @@ impl<'l> Surroundings<'l> {
     fn trusted_keys(&mut self, files: &[PathBuf]) {
         for (at, file) in files.iter().enumerate() {
             let parsed = read(file).and_then(|pem| {
-                ed25519(&pem).map_err(|error| format!("{}: {error}", file.display()))
+                PublicKey::from_pem(&pem).map_err(|error| format!("{}: {error}", file.display()))
             });
             if let Err(error) = parsed {
                 self.problem_at(&Key::of("opamp.packages.trusted_keys").index(at), error);
@@ -264,17 +260,6 @@ fn roots(file: &Path, found: Vec<CertificateDer<'static>>) -> Result<(), String>
     found.into_iter().try_for_each(|certificate| {
         store.add(certificate).map_err(|error| format!("{}: {error}", file.display()))
     })
-}
-
-/// Whether a PEM file holds an Ed25519 public key.
-fn ed25519(pem: &[u8]) -> Result<(), String> {
-    let allowed = "allowed is what `openssl pkey -pubout` writes for an Ed25519 key";
-    let spki = SubjectPublicKeyInfoDer::from_pem_slice(pem)
-        .map_err(|error| format!("no public key: {error}; {allowed}"))?;
-    match spki.strip_prefix(&ED25519_SPKI) {
-        Some(key) if key.len() == ED25519_KEY => Ok(()),
-        _ => Err(format!("another kind of key; {allowed}")),
-    }
 }
 
 /// The directory itself, or the nearest one above it that exists, when we may write there.
