@@ -21,7 +21,14 @@ fn uid(number: u8) -> InstanceUid {
 }
 
 fn fleet() -> Fleet {
-    Fleet::new(BTreeMap::new(), Vec::new(), 2)
+    Fleet::new(BTreeMap::new(), Vec::new(), Catalog::default(), 2)
+}
+
+/// Puts a config into force, and gives what is pushed.
+fn publish(fleet: &mut Fleet, assignment: Assignment) -> Vec<(ConnectionId, ServerToAgent)> {
+    let matched = fleet.matching(&assignment.target);
+    fleet.publish(assignment);
+    fleet.pushes(&matched)
 }
 
 fn text(key: &str, value: &str) -> KeyValue {
@@ -103,7 +110,7 @@ fn an_offer_is_made_once_a_connection_and_until_it_is_reported_over_http() {
     let mut fleet = fleet();
     let wanted = config("env=test", "a");
     let hash = wanted.set.hash().clone();
-    fleet.publish(wanted);
+    publish(&mut fleet, wanted);
     let mut told = |link, message| offered(&fleet.receive(uid(1), link, message, at(0)).0);
     assert_eq!(told(SOCKET, full(0)), Some(hash.clone()));
     assert_eq!(told(SOCKET, beat(1)), None, "under way");
@@ -122,7 +129,7 @@ fn an_offer_is_made_once_a_connection_and_until_it_is_reported_over_http() {
 #[test]
 fn only_agents_that_accept_are_offered() {
     let mut fleet = fleet();
-    fleet.publish(config("*", "a"));
+    publish(&mut fleet, config("*", "a"));
     let mut deaf = full(0);
     deaf.capabilities = AgentCapabilities::ReportsStatus as u64;
     assert_eq!(offered(&fleet.receive(uid(1), SOCKET, deaf, at(0)).0), None);
@@ -136,13 +143,13 @@ fn a_failed_hash_is_never_offered_again() {
     let wanted = config("*", "bad");
     let hash = wanted.set.hash().clone();
     fleet.receive(uid(1), SOCKET, full(0), at(0));
-    assert_eq!(fleet.publish(wanted.clone()).len(), 1);
+    assert_eq!(publish(&mut fleet, wanted.clone()).len(), 1);
     let (_, changes) =
         fleet.receive(uid(1), SOCKET, status(1, &hash, RemoteConfigStatuses::Failed), at(0));
     assert_eq!(changes.failed, Some(hash));
     // Another config in between, so that the last reported hash is no longer the failed one.
     let good = config("*", "good");
-    assert_eq!(fleet.publish(good.clone()).len(), 1);
+    assert_eq!(publish(&mut fleet, good.clone()).len(), 1);
     let (_, changes) = fleet.receive(
         uid(1),
         SOCKET,
@@ -150,7 +157,7 @@ fn a_failed_hash_is_never_offered_again() {
         at(0),
     );
     assert_eq!(changes.failed, None);
-    assert!(fleet.publish(wanted).is_empty());
+    assert!(publish(&mut fleet, wanted).is_empty());
     assert_eq!(offered(&fleet.receive(uid(1), LATER_SOCKET, full(0), at(0)).0), None);
     // It failed on one agent; another may try it.
     assert!(offered(&fleet.receive(uid(2), Link::Http, full(0), at(0)).0).is_some());
@@ -161,7 +168,7 @@ fn a_failure_without_a_hash_means_the_last_offer() {
     let mut fleet = fleet();
     let wanted = config("*", "bad");
     let hash = wanted.set.hash().clone();
-    fleet.publish(wanted);
+    publish(&mut fleet, wanted);
     fleet.receive(uid(1), SOCKET, full(0), at(0));
     let nameless = status(1, &ConfigHash(Bytes::new()), RemoteConfigStatuses::Failed);
     assert_eq!(fleet.receive(uid(1), SOCKET, nameless, at(0)).1.failed, Some(hash));
@@ -175,13 +182,13 @@ fn the_newest_matching_config_wins() {
     let (narrow, wide) = (config("env=test", "narrow"), config("*", "wide"));
     let hash_of = |config: &Assignment| Some(config.set.hash().clone());
     let assigned = |fleet: &Fleet| fleet.assigned(uid(1)).map(|config| config.set.hash().clone());
-    fleet.publish(narrow.clone());
+    publish(&mut fleet, narrow.clone());
     assert_eq!(assigned(&fleet), hash_of(&narrow));
-    fleet.publish(wide.clone());
+    publish(&mut fleet, wide.clone());
     assert_eq!(assigned(&fleet), hash_of(&wide));
-    fleet.publish(config("env=prod", "other"));
+    publish(&mut fleet, config("env=prod", "other"));
     assert_eq!(assigned(&fleet), hash_of(&wide));
-    fleet.publish(narrow.clone());
+    publish(&mut fleet, narrow.clone());
     assert_eq!(assigned(&fleet), hash_of(&narrow));
     assert_eq!(fleet.assignments().len(), 3, "one a target");
 }
@@ -190,7 +197,7 @@ fn the_newest_matching_config_wins() {
 fn a_lost_push_is_offered_with_the_next_answer() {
     let mut fleet = fleet();
     fleet.receive(uid(1), SOCKET, full(0), at(0));
-    assert_eq!(fleet.publish(config("*", "a")).len(), 1);
+    assert_eq!(publish(&mut fleet, config("*", "a")).len(), 1);
     fleet.not_delivered(uid(1));
     assert!(offered(&fleet.receive(uid(1), SOCKET, beat(1), at(0)).0).is_some());
 }
