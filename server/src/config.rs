@@ -119,6 +119,10 @@ pub struct Limits {
     pub max_config_files: usize,
     /// Largest file of a package: 2 GiB.
     pub max_package_size: u64,
+    /// Files of packages that arrive at once: 8. Who brings one more is told to come back.
+    pub max_uploads: usize,
+    /// Files of packages that are sent at once: 256. Who asks for one more is told to come back.
+    pub max_downloads: usize,
     /// How long an older connection may take to prove that it lives when a second one claims its uid: 3 s.
     pub duplicate_probe: Duration,
     /// An agent that was not heard of for so long is shown as stale: 90 s, three heartbeats.
@@ -133,6 +137,8 @@ impl Default for Limits {
             max_config_size: 1 << 20,
             max_config_files: 32,
             max_package_size: 2 << 30,
+            max_uploads: 8,
+            max_downloads: 256,
             duplicate_probe: Duration::from_secs(3),
             stale_after: Duration::from_secs(90),
         }

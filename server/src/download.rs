@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::hub::{Hub, MAX_DOWNLOADS};
+use crate::hub::Hub;
 use crate::package::FileHash;
 use crate::page::NO_SNIFF;
 use crate::range::{self, Wanted};
@@ -87,7 +87,10 @@ pub(crate) async fn file(hub: &Hub, name: &str, method: &Method, headers: &Heade
     } else {
         let Ok(permit) = Arc::clone(&hub.downloads).try_acquire_owned() else {
             let later = [(RETRY_AFTER, RETRY_SECONDS)];
-            let text = format!("{MAX_DOWNLOADS} downloads are under way, which is the limit\n");
+            let text = format!(
+                "{} downloads are under way, which is the limit\n",
+                hub.limits.max_downloads
+            );
             return (StatusCode::SERVICE_UNAVAILABLE, later, text).into_response();
         };
         let depot = Arc::clone(&hub.depot);

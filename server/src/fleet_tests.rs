@@ -5,6 +5,7 @@ use chiton_proto::{
 };
 
 use super::*;
+use crate::package::{FileHash, Kind, Package, PackageId};
 
 const ACCEPTS: u64 =
     AgentCapabilities::AcceptsRemoteConfig as u64 | AgentCapabilities::ReportsStatus as u64;
@@ -270,4 +271,70 @@ fn heartbeats_are_written_down_now_and_then() {
     assert!(!saved(beat(1), 30_000));
     assert!(saved(beat(2), 60_000));
     assert!(!saved(beat(3), 90_000));
+}
+
+/// Version 1 of the package `a`, offered to every agent.
+fn with_packages(mut fleet: Fleet) -> (Fleet, Bytes) {
+    let id = PackageId::new("a", "1").unwrap();
+    let package =
+        Package::new(id.clone(), Kind::TopLevel, FileHash([1; 32]), 1, at(0), Bytes::new());
+    let target = Selector::parse("*").unwrap();
+    let offer = PackageOffer::new(target, vec![id], 4 << 20, at(0)).unwrap();
+    fleet.catalog_mut().insert(package);
+    fleet.catalog_mut().offer(offer.clone());
+    let hash = fleet.catalog().hash(&offer).0;
+    (fleet, hash)
+}
+
+fn takes_packages(message: AgentToServer) -> AgentToServer {
+    let capabilities = message.capabilities | AgentCapabilities::AcceptsPackages as u64;
+    AgentToServer { capabilities, ..message }
+}
+
+fn offered_packages(answer: &ServerToAgent) -> Option<Bytes> {
+    answer.packages_available.as_ref().map(|offer| offer.all_packages_hash.clone())
+}
+
+#[test]
+fn packages_are_offered_once_a_connection_and_until_they_are_taken_up_over_http() {
+    let (mut fleet, hash) = with_packages(fleet());
+    let mut told = |link, message| {
+        let answer = fleet.receive(uid(1), link, takes_packages(message), at(0)).0;
+        assert_eq!(answer.remote_config, None);
+        offered_packages(&answer)
+    };
+    assert_eq!(told(SOCKET, beat(0)), None, "it was not described yet");
+    assert_eq!(told(SOCKET, full(1)), Some(hash.clone()));
+    assert_eq!(told(SOCKET, beat(2)), None, "under way");
+    assert_eq!(told(LATER_SOCKET, beat(3)), Some(hash.clone()), "the other one may have lost it");
+    assert_eq!(told(Link::Http, beat(4)), Some(hash.clone()));
+    assert_eq!(told(Link::Http, beat(5)), Some(hash.clone()));
+    let package_statuses = Some(chiton_proto::PackageStatuses {
+        server_provided_all_packages_hash: hash,
+        ..Default::default()
+    });
+    assert_eq!(told(Link::Http, AgentToServer { package_statuses, ..beat(6) }), None);
+    assert_eq!(told(LATER_SOCKET, beat(7)), None);
+}
+
+#[test]
+fn a_message_that_was_lost_is_repeated_whole() {
+    let (mut fleet, hash) = with_packages(fleet());
+    let config = config("*", "a");
+    fleet.receive(uid(1), SOCKET, takes_packages(full(0)), at(0));
+    fleet.not_delivered(uid(1));
+    let pushed = publish(&mut fleet, config.clone());
+    assert_eq!(pushed.len(), 1);
+    fleet.not_delivered(uid(1));
+    let answer = fleet.receive(uid(1), SOCKET, takes_packages(beat(1)), at(0)).0;
+    assert_eq!(offered(&answer).as_ref(), Some(config.set.hash()));
+    assert_eq!(offered_packages(&answer), Some(hash));
+}
+
+#[test]
+fn a_goodbye_is_answered_without_offers() {
+    let (mut fleet, _) = with_packages(fleet());
+    let agent_disconnect = Some(chiton_proto::AgentDisconnect {});
+    let goodbye = AgentToServer { agent_disconnect, ..takes_packages(full(0)) };
+    assert_eq!(offered_packages(&fleet.receive(uid(1), SOCKET, goodbye, at(0)).0), None);
 }

@@ -24,11 +24,6 @@ use crate::uid::InstanceUid;
 /// Messages that wait for one connection; beyond it an offer waits for the agent's next report.
 const OUTGOING_QUEUE: usize = 16;
 
-/// Files that are sent at once; who asks for one more is told to come back.
-pub(crate) const MAX_DOWNLOADS: usize = 256;
-/// Files that arrive at once; who brings one more is told to come back.
-pub(crate) const MAX_UPLOADS: usize = 8;
-
 /// What a connection's task is asked to do.
 pub(crate) enum Outgoing {
     /// Send this.
@@ -124,8 +119,8 @@ impl Hub {
             secure: config.tls.is_some(),
             store,
             depot,
-            downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
-            uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
+            downloads: Arc::new(Semaphore::new(config.limits.max_downloads)),
+            uploads: Arc::new(Semaphore::new(config.limits.max_uploads)),
             fleet: Mutex::new(Fleet::new(agents, configs, catalog, config.limits.max_agents)),
             lines: Mutex::default(),
             next_line: AtomicU64::new(1),

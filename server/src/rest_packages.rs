@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::clock::Moment;
 use crate::depot::{Incoming, Piece, ReceiveError};
 use crate::fleet::Offers;
-use crate::hub::{Hub, MAX_UPLOADS};
+use crate::hub::Hub;
 use crate::package::{Kind, MAX_SIGNATURE, PackageId};
 use crate::rest::{
     Failure, JSON_SLACK, NewPackage, body, disk, json_body, json_response, package_offer, texts,
@@ -107,7 +107,7 @@ async fn upload(
         return Err(too_large(limit));
     }
     let Ok(_room) = hub.uploads.try_acquire() else {
-        let text = format!("{MAX_UPLOADS} uploads are under way, which is the limit");
+        let text = format!("{} uploads are under way, which is the limit", hub.limits.max_uploads);
         let busy = Failure::new(StatusCode::SERVICE_UNAVAILABLE, text);
         return Ok(([(RETRY_AFTER, RETRY_SECONDS)], busy).into_response());
     };

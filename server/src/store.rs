@@ -401,3 +401,33 @@ fn make_parent(path: &Path) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_of_the_first_layout_is_taken_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let old = SqlitePool::connect_with(options).await.unwrap();
+        sqlx::raw_sql(SCHEMA).execute(&old).await.unwrap();
+        let files = AgentConfigMap::default().encode_to_vec();
+        sqlx::query("INSERT INTO configs (target, hash, files, created) VALUES ('*', x'00', ?, 1)")
+            .bind(files)
+            .execute(&old)
+            .await
+            .unwrap();
+        sqlx::raw_sql("PRAGMA user_version = 1").execute(&old).await.unwrap();
+        old.close().await;
+        for _ in 0..2 {
+            let store = Store::open(&Database::File(path.clone())).await.unwrap();
+            assert_eq!(store.load_configs().await.unwrap().len(), 1);
+            assert!(store.load_packages().await.unwrap().is_empty());
+            assert!(store.load_offers().await.unwrap().is_empty());
+            store.close().await;
+        }
+    }
+}

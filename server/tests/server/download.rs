@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 
-use chiton_server::Running;
+use chiton_server::{Config, Limits, Running, Server};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::client::{Answer, get, request, server, upload};
+use crate::client::{Answer, get, in_time, quiet, request, server, upload};
 
 /// Larger than any buffer on the way, and no two stretches of it are equal.
 fn file() -> Vec<u8> {
@@ -105,6 +107,27 @@ async fn a_part_of_another_file_is_never_given() {
     }
     let answer = ask(address, &format!("GET {path}"), "If-None-Match: \"x\"\r\n").await;
     assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn too_many_downloads_are_told_to_come_back() {
+    let limits = Limits { max_downloads: 1, ..Limits::default() };
+    let running = Server::start(Config { limits, ..quiet() }).await.unwrap();
+    // More than the sockets of both sides hold.
+    let large = vec![7; 32 << 20];
+    let path = upload(&running, "large", "1", &large).await["path"].as_str().unwrap().to_owned();
+    let address = running.opamp_addr();
+    let mut slow = in_time(TcpStream::connect(address)).await.unwrap();
+    let line = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    in_time(slow.write_all(line.as_bytes())).await.unwrap();
+    assert_eq!(in_time(slow.read_u8()).await.unwrap(), b'H', "it is being served");
+    let busy = get(address, &path).await;
+    assert_eq!((busy.status, busy.head.contains("retry-after: ")), (503, true));
+    assert_eq!(ask(address, &format!("HEAD {path}"), "").await.status, 200, "which costs nothing");
+    let mut rest = Vec::new();
+    in_time(slow.read_to_end(&mut rest)).await.unwrap();
+    assert!(rest.ends_with(&large));
+    in_time(async { while get(address, &path).await.status == 503 {} }).await;
 }
 
 #[tokio::test]

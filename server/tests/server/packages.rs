@@ -446,6 +446,31 @@ async fn an_upload_that_is_cut_short_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn too_many_uploads_are_told_to_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("state.db");
+    let limits = Limits { max_uploads: 1, ..Limits::default() };
+    let database_config = Database::File(database.clone());
+    let running =
+        Server::start(Config { limits, database: database_config, ..quiet() }).await.unwrap();
+    let stream = half_an_upload(running.rest_addr()).await;
+    until(|| !stored(&database, "incoming").is_empty()).await;
+    let busy = put(running.rest_addr(), "/api/v1/packages/b/1", b"b").await;
+    assert_eq!(busy.status, 503);
+    assert!(busy.head.contains("retry-after: ") && busy.error().contains("limit"));
+    drop(stream);
+    until(|| stored(&database, "incoming").is_empty()).await;
+    // The room is free a moment after the file is gone.
+    in_time(async {
+        while put(running.rest_addr(), "/api/v1/packages/b/1", b"b").await.status == 503 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(get(running.rest_addr(), "/api/v1/packages/b/1").await.status, 200);
+}
+
+#[tokio::test]
 async fn a_kill_in_the_middle_of_an_upload_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let database = directory.path().join("state.db");
