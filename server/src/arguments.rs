@@ -11,7 +11,8 @@ use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 const HELP: &str = "\
 chiton-server: a small OpAMP control plane
 
-Agents connect to it, report what they run and how they are, and take the configs that you push.
+Agents connect to it, report what they run and how they are, and take the configs and packages that you
+offer. The files of packages lie in FILE.packages beside the database.
 
 USAGE
   chiton-server run [OPTIONS]
@@ -28,6 +29,10 @@ OPTIONS
   --tls-cert FILE     certificate chain for agents, PEM; with --tls-key
   --tls-key FILE      its private key, PEM
   --client-ca FILE    agents must show a certificate from this authority, PEM
+  --public-url URL    how agents reach --opamp, where a proxy is in between: packages
+                      are downloaded from URL/packages/…   [default: the host that the
+                      agent asked for; https with --tls-cert]
+  --max-package-size SIZE   largest file of a package, such as 512MiB [default: 2GiB]
   -h, --help          this text
   -V, --version       the version
 
@@ -38,6 +43,10 @@ TRY
   curl http://127.0.0.1:4321/api/v1/agents
   curl http://127.0.0.1:4321/api/v1/config -H 'Content-Type: application/json' \\
     -d '{\"target\": \"env=test,region=eu\", \"files\": {\"main.yaml\": \"greeting: hello\"}}'
+  curl -T otelcol.tar.gz 'http://127.0.0.1:4321/api/v1/packages/otelcol/1.2.3?type=top_level'
+  curl -T otelcol.tar.gz.sig http://127.0.0.1:4321/api/v1/packages/otelcol/1.2.3/signature
+  curl -X PUT http://127.0.0.1:4321/api/v1/offers/packages -H 'Content-Type: application/json' \\
+    -d '{\"target\": \"env=test\", \"packages\": [{\"name\": \"otelcol\", \"version\": \"1.2.3\"}]}'
 
 EXIT CODES
   0 ended by a signal, in order · 1 could not start · 2 the arguments make no sense";
@@ -70,6 +79,10 @@ pub(crate) fn parse(mut arguments: lexopt::Parser) -> Result<Command, lexopt::Er
             Long("tls-cert") => cert = Some(arguments.value()?.into()),
             Long("tls-key") => key = Some(arguments.value()?.into()),
             Long("client-ca") => client_ca = Some(arguments.value()?.into()),
+            Long("public-url") => config.public_url = Some(public_url(arguments.value()?)?),
+            Long("max-package-size") => {
+                config.limits.max_package_size = size("--max-package-size", arguments.value()?)?;
+            }
             other => return Err(other.unexpected()),
         }
     }
@@ -95,6 +108,29 @@ fn address(option: &str, value: OsString) -> Result<SocketAddr, lexopt::Error> {
         format!("{option} {text:?}: it must be ADDRESS:PORT, such as 127.0.0.1:4320 or [::]:4320")
             .into()
     })
+}
+
+fn public_url(value: OsString) -> Result<String, lexopt::Error> {
+    let text = value.string()?;
+    Config::check_public_url(&text).map_err(|error| format!("--public-url {error}"))?;
+    Ok(text)
+}
+
+/// Bytes: a number, alone or with KiB, MiB or GiB.
+fn size(option: &str, value: OsString) -> Result<u64, lexopt::Error> {
+    let text = value.string()?;
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(at);
+    let unit = match unit {
+        "" => Some(1_u64),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes = unit.zip(digits.parse().ok()).and_then(|(unit, count)| unit.checked_mul(count));
+    let wrong = || format!("{option} {text:?}: it must be a size such as 300000, 512MiB or 2GiB");
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| wrong().into())
 }
 
 fn named(value: OsString) -> Database {
@@ -142,6 +178,10 @@ mod tests {
                 .unwrap();
         assert_eq!(config.database, Database::File("f".into()));
         assert_eq!(config.tls.unwrap().client_ca, Some("a".into()));
+        let words = ["run", "--db=f", "--public-url=https://f:1/x", "--max-package-size", "3MiB"];
+        let config = parsed(&words).unwrap();
+        assert_eq!(config.public_url.as_deref(), Some("https://f:1/x"));
+        assert_eq!(config.limits.max_package_size, 3 << 20);
     }
 
     #[test]
@@ -153,6 +193,12 @@ mod tests {
             (&["run", "--fast"], "--fast"),
             (&["run", "--opamp", "4320"], "ADDRESS:PORT"),
             (&["run", "--opamp"], "--opamp"),
+            (&["run", "--public-url", "fleet:4320"], "https://"),
+            (&["run", "--public-url", "ftp://fleet"], "https://"),
+            (&["run", "--public-url", "https://u:p@fleet"], "https://"),
+            (&["run", "--max-package-size", "0"], "such as"),
+            (&["run", "--max-package-size", "9MB"], "such as"),
+            (&["run", "--max-package-size", "99999999999999GiB"], "such as"),
             (&["run", "--tls-cert", "c"], "go together"),
             (&["run", "--client-ca", "c"], "needs --tls-cert"),
         ] {

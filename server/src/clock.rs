@@ -24,6 +24,11 @@ impl Moment {
         i64::try_from(self.0).unwrap_or(i64::MAX)
     }
 
+    /// As the standard library keeps it.
+    pub(crate) fn to_system(self) -> SystemTime {
+        UNIX_EPOCH.checked_add(Duration::from_millis(self.0)).unwrap_or(UNIX_EPOCH)
+    }
+
     /// A time that a peer gave in nanoseconds.
     pub(crate) fn from_nanos(nanos: u64) -> Self {
         Self(nanos / 1_000_000)

@@ -4,12 +4,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::Uri;
+
 use crate::journal::Journal;
 
 /// Where OpAMP is spoken by default.
 const OPAMP_PORT: u16 = 4320;
 /// Where REST is spoken by default.
 const REST_PORT: u16 = 4321;
+
+/// Bytes of a public URL.
+const MAX_PUBLIC_URL: usize = 512;
 
 /// Everything [`Server::start`](crate::Server::start) needs.
 #[derive(Clone, Debug)]
@@ -24,6 +29,9 @@ pub struct Config {
     pub database: Database,
     /// TLS for agents; `None` speaks plain text.
     pub tls: Option<TlsFiles>,
+    /// How agents reach this server, such as `https://fleet.example.com:4320`, for the URLs of packages. `None` uses
+    /// what each agent asked for: the Host header, and https where `tls` is given.
+    pub public_url: Option<String>,
     /// Where the server writes what happens.
     pub journal: Journal,
     /// Bounds that an operator may want to change.
@@ -39,8 +47,32 @@ impl Default for Config {
             rest_exposure: RestExposure::LoopbackOnly,
             database: Database::Memory,
             tls: None,
+            public_url: None,
             journal: Journal::Stderr,
             limits: Limits::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Whether a text can stand before the path of a package's URL.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the person who wrote it.
+    pub fn check_public_url(url: &str) -> Result<(), String> {
+        let wrong = || {
+            format!(
+                "{url:?}: it must be http:// or https:// with a host, and no query, such as https://fleet.example.com:4320"
+            )
+        };
+        let parsed: Uri = url.parse().map_err(|_| wrong())?;
+        let scheme = matches!(parsed.scheme_str(), Some("http" | "https"));
+        let host =
+            parsed.authority().is_some_and(|a| !a.host().is_empty() && !a.as_str().contains('@'));
+        if scheme && host && parsed.query().is_none() && url.len() <= MAX_PUBLIC_URL {
+            Ok(())
+        } else {
+            Err(wrong())
         }
     }
 }
@@ -85,6 +117,12 @@ pub struct Limits {
     pub max_config_size: usize,
     /// Files in one config: 32.
     pub max_config_files: usize,
+    /// Largest file of a package: 2 GiB.
+    pub max_package_size: u64,
+    /// Files of packages that arrive at once: 8. Who brings one more is told to come back.
+    pub max_uploads: usize,
+    /// Files of packages that are sent at once: 256. Who asks for one more is told to come back.
+    pub max_downloads: usize,
     /// How long an older connection may take to prove that it lives when a second one claims its uid: 3 s.
     pub duplicate_probe: Duration,
     /// An agent that was not heard of for so long is shown as stale: 90 s, three heartbeats.
@@ -98,6 +136,9 @@ impl Default for Limits {
             max_agents: 10_000,
             max_config_size: 1 << 20,
             max_config_files: 32,
+            max_package_size: 2 << 30,
+            max_uploads: 8,
+            max_downloads: 256,
             duplicate_probe: Duration::from_secs(3),
             stale_after: Duration::from_secs(90),
         }

@@ -6,13 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use chiton_proto::{
     AgentCapabilities, AgentIdentification, AgentRemoteConfig, AgentToServer, EffectiveConfig,
-    RemoteConfigStatuses, RetryInfo, ServerCapabilities, ServerErrorResponse,
+    PackagesAvailable, RemoteConfigStatuses, RetryInfo, ServerCapabilities, ServerErrorResponse,
     ServerErrorResponseType, ServerToAgent, ServerToAgentFlags, server_error_response::Details,
 };
 use prost::Message as _;
 
 use crate::clock::Moment;
 use crate::config_set::{ConfigHash, ConfigSet};
+use crate::package::{Catalog, PackageOffer};
 use crate::selector::{Labels, Selector};
 use crate::uid::InstanceUid;
 use crate::view;
@@ -20,7 +21,9 @@ use crate::view;
 /// What this server can do, in every answer.
 pub(crate) const CAPABILITIES: u64 = ServerCapabilities::AcceptsStatus as u64
     | ServerCapabilities::OffersRemoteConfig as u64
-    | ServerCapabilities::AcceptsEffectiveConfig as u64;
+    | ServerCapabilities::AcceptsEffectiveConfig as u64
+    | ServerCapabilities::OffersPackages as u64
+    | ServerCapabilities::AcceptsPackagesStatus as u64;
 
 /// Bytes of one agent's merged report that are kept in memory; its effective config is on disk only.
 const MAX_KEPT_REPORT: usize = 256 << 10;
@@ -58,6 +61,13 @@ pub(crate) struct Assignment {
     pub(crate) created: Moment,
 }
 
+/// What a person offers with one request.
+#[derive(Default)]
+pub(crate) struct Offers {
+    pub(crate) config: Option<Assignment>,
+    pub(crate) packages: Option<PackageOffer>,
+}
+
 /// The last known state of one agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Agent {
@@ -71,6 +81,8 @@ pub(crate) struct Agent {
     pub(crate) failed: VecDeque<ConfigHash>,
     /// The hash that was last offered over `link`.
     offered: Option<ConfigHash>,
+    /// The hash of all packages that was last offered over `link`.
+    offered_packages: Option<ConfigHash>,
     labels: Labels,
     saved: Moment,
 }
@@ -86,6 +98,7 @@ impl Agent {
             connected: false,
             failed: VecDeque::new(),
             offered: None,
+            offered_packages: None,
             saved: last_seen,
         }
     }
@@ -115,7 +128,13 @@ impl Agent {
         self.report.remote_config_status.as_ref().map(|status| &status.last_remote_config_hash)
     }
 
-    fn has(&self, capability: AgentCapabilities) -> bool {
+    /// The hash of the packages' offer that it last took up, whatever came of it.
+    pub(crate) fn reported_packages(&self) -> Option<&Bytes> {
+        let statuses = self.report.package_statuses.as_ref()?;
+        Some(&statuses.server_provided_all_packages_hash)
+    }
+
+    pub(crate) fn has(&self, capability: AgentCapabilities) -> bool {
         self.report.capabilities & (capability as u64) != 0
     }
 }
@@ -133,12 +152,13 @@ pub(crate) struct Changes {
     pub(crate) forgotten: Option<InstanceUid>,
 }
 
-/// Agents and configs.
+/// Agents, configs and packages.
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
     agents: BTreeMap<InstanceUid, Agent>,
     /// Oldest first; targets differ.
     assignments: Vec<Assignment>,
+    catalog: Catalog,
     max_agents: usize,
 }
 
@@ -147,9 +167,10 @@ impl Fleet {
     pub(crate) fn new(
         agents: BTreeMap<InstanceUid, Agent>,
         assignments: Vec<Assignment>,
+        catalog: Catalog,
         max_agents: usize,
     ) -> Self {
-        Self { agents, assignments, max_agents }
+        Self { agents, assignments, catalog, max_agents }
     }
 
     /// Takes one message in; the answer carries whatever the agent is to be told now.
@@ -201,6 +222,7 @@ impl Fleet {
             .or_insert_with(|| Agent::restored(AgentToServer::default(), now));
         if agent.link != link || !agent.connected {
             agent.offered = None;
+            agent.offered_packages = None;
         }
         agent.labels = view::labels(&merged);
         agent.report = merged;
@@ -217,20 +239,23 @@ impl Fleet {
             changes.report = Some(agent.report.clone());
         }
 
-        let remote_config = if wants_full || goodbye { None } else { self.offer(uid) };
+        let offers = if wants_full || goodbye { None } else { self.due(uid) };
         let flags =
             if wants_full && !goodbye { ServerToAgentFlags::ReportFullState as u64 } else { 0 };
-        (ServerToAgent { remote_config, flags, ..answer(uid) }, changes)
+        (ServerToAgent { flags, ..offers.unwrap_or_else(|| answer(uid)) }, changes)
     }
 
-    /// Puts a config into force for its target, and gives what connected agents are to be sent at once.
-    pub(crate) fn publish(&mut self, assignment: Assignment) -> Vec<(ConnectionId, ServerToAgent)> {
-        let target = assignment.target.clone();
-        self.assignments.retain(|other| other.target != target);
+    /// Puts a config into force for its target.
+    pub(crate) fn publish(&mut self, assignment: Assignment) {
+        self.assignments.retain(|other| other.target != assignment.target);
         self.assignments.push(assignment);
-        let pushable: Vec<_> = self
-            .matching(&target)
-            .into_iter()
+    }
+
+    /// What is due to the connected ones of these agents, to be sent at once.
+    pub(crate) fn pushes(&mut self, agents: &[InstanceUid]) -> Vec<(ConnectionId, ServerToAgent)> {
+        let pushable: Vec<_> = agents
+            .iter()
+            .copied()
             .filter_map(|uid| match self.agents.get(&uid) {
                 Some(Agent { link: Link::WebSocket(connection), connected: true, .. }) => {
                     Some((uid, *connection))
@@ -238,10 +263,7 @@ impl Fleet {
                 _ => None,
             })
             .collect();
-        let push = |(uid, connection)| {
-            let remote_config = Some(self.offer(uid)?);
-            Some((connection, ServerToAgent { remote_config, ..answer(uid) }))
-        };
+        let push = |(uid, connection)| Some((connection, self.due(uid)?));
         pushable.into_iter().filter_map(push).collect()
     }
 
@@ -259,6 +281,7 @@ impl Fleet {
     pub(crate) fn not_delivered(&mut self, uid: InstanceUid) {
         if let Some(agent) = self.agents.get_mut(&uid) {
             agent.offered = None;
+            agent.offered_packages = None;
         }
     }
 
@@ -305,7 +328,46 @@ impl Fleet {
             .find(|assignment| assignment.target.matches(uid, &agent.labels))
     }
 
-    /// What this agent is to be offered now.
+    /// Every package, and every offer of packages.
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// To change them.
+    pub(crate) fn catalog_mut(&mut self) -> &mut Catalog {
+        &mut self.catalog
+    }
+
+    /// The newest offer of packages whose target means this agent.
+    pub(crate) fn assigned_packages(&self, uid: InstanceUid) -> Option<&PackageOffer> {
+        self.catalog.assigned(uid, &self.agents.get(&uid)?.labels)
+    }
+
+    /// All that this agent is to be offered now, in one message: what comes together is tried together.
+    fn due(&mut self, uid: InstanceUid) -> Option<ServerToAgent> {
+        let remote_config = self.offer(uid);
+        let packages_available = self.offer_packages(uid);
+        let any = remote_config.is_some() || packages_available.is_some();
+        any.then(|| ServerToAgent { remote_config, packages_available, ..answer(uid) })
+    }
+
+    /// The packages that this agent is to be offered now. It says which offer it took up, so one that it refused
+    /// is not made again; and no offer is never an empty one, which would have it remove what it runs.
+    fn offer_packages(&mut self, uid: InstanceUid) -> Option<PackagesAvailable> {
+        let offer = self.catalog.to_available(self.assigned_packages(uid)?);
+        let agent = self.agents.get_mut(&uid)?;
+        let hash = &offer.all_packages_hash;
+        let under_way = agent.link != Link::Http
+            && agent.offered_packages.as_ref().is_some_and(|offered| offered.0 == *hash);
+        let known = agent.reported_packages() == Some(hash);
+        if !agent.has(AgentCapabilities::AcceptsPackages) || known || under_way {
+            return None;
+        }
+        agent.offered_packages = Some(ConfigHash(hash.clone()));
+        Some(offer)
+    }
+
+    /// The config that this agent is to be offered now.
     fn offer(&mut self, uid: InstanceUid) -> Option<AgentRemoteConfig> {
         let set = &self.assigned(uid)?.set;
         let (hash, offer) = (set.hash().clone(), set.to_offer());

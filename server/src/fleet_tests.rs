@@ -5,6 +5,7 @@ use chiton_proto::{
 };
 
 use super::*;
+use crate::package::{FileHash, Kind, Package, PackageId};
 
 const ACCEPTS: u64 =
     AgentCapabilities::AcceptsRemoteConfig as u64 | AgentCapabilities::ReportsStatus as u64;
@@ -21,7 +22,14 @@ fn uid(number: u8) -> InstanceUid {
 }
 
 fn fleet() -> Fleet {
-    Fleet::new(BTreeMap::new(), Vec::new(), 2)
+    Fleet::new(BTreeMap::new(), Vec::new(), Catalog::default(), 2)
+}
+
+/// Puts a config into force, and gives what is pushed.
+fn publish(fleet: &mut Fleet, assignment: Assignment) -> Vec<(ConnectionId, ServerToAgent)> {
+    let matched = fleet.matching(&assignment.target);
+    fleet.publish(assignment);
+    fleet.pushes(&matched)
 }
 
 fn text(key: &str, value: &str) -> KeyValue {
@@ -103,7 +111,7 @@ fn an_offer_is_made_once_a_connection_and_until_it_is_reported_over_http() {
     let mut fleet = fleet();
     let wanted = config("env=test", "a");
     let hash = wanted.set.hash().clone();
-    fleet.publish(wanted);
+    publish(&mut fleet, wanted);
     let mut told = |link, message| offered(&fleet.receive(uid(1), link, message, at(0)).0);
     assert_eq!(told(SOCKET, full(0)), Some(hash.clone()));
     assert_eq!(told(SOCKET, beat(1)), None, "under way");
@@ -122,7 +130,7 @@ fn an_offer_is_made_once_a_connection_and_until_it_is_reported_over_http() {
 #[test]
 fn only_agents_that_accept_are_offered() {
     let mut fleet = fleet();
-    fleet.publish(config("*", "a"));
+    publish(&mut fleet, config("*", "a"));
     let mut deaf = full(0);
     deaf.capabilities = AgentCapabilities::ReportsStatus as u64;
     assert_eq!(offered(&fleet.receive(uid(1), SOCKET, deaf, at(0)).0), None);
@@ -136,13 +144,13 @@ fn a_failed_hash_is_never_offered_again() {
     let wanted = config("*", "bad");
     let hash = wanted.set.hash().clone();
     fleet.receive(uid(1), SOCKET, full(0), at(0));
-    assert_eq!(fleet.publish(wanted.clone()).len(), 1);
+    assert_eq!(publish(&mut fleet, wanted.clone()).len(), 1);
     let (_, changes) =
         fleet.receive(uid(1), SOCKET, status(1, &hash, RemoteConfigStatuses::Failed), at(0));
     assert_eq!(changes.failed, Some(hash));
     // Another config in between, so that the last reported hash is no longer the failed one.
     let good = config("*", "good");
-    assert_eq!(fleet.publish(good.clone()).len(), 1);
+    assert_eq!(publish(&mut fleet, good.clone()).len(), 1);
     let (_, changes) = fleet.receive(
         uid(1),
         SOCKET,
@@ -150,7 +158,7 @@ fn a_failed_hash_is_never_offered_again() {
         at(0),
     );
     assert_eq!(changes.failed, None);
-    assert!(fleet.publish(wanted).is_empty());
+    assert!(publish(&mut fleet, wanted).is_empty());
     assert_eq!(offered(&fleet.receive(uid(1), LATER_SOCKET, full(0), at(0)).0), None);
     // It failed on one agent; another may try it.
     assert!(offered(&fleet.receive(uid(2), Link::Http, full(0), at(0)).0).is_some());
@@ -161,7 +169,7 @@ fn a_failure_without_a_hash_means_the_last_offer() {
     let mut fleet = fleet();
     let wanted = config("*", "bad");
     let hash = wanted.set.hash().clone();
-    fleet.publish(wanted);
+    publish(&mut fleet, wanted);
     fleet.receive(uid(1), SOCKET, full(0), at(0));
     let nameless = status(1, &ConfigHash(Bytes::new()), RemoteConfigStatuses::Failed);
     assert_eq!(fleet.receive(uid(1), SOCKET, nameless, at(0)).1.failed, Some(hash));
@@ -175,13 +183,13 @@ fn the_newest_matching_config_wins() {
     let (narrow, wide) = (config("env=test", "narrow"), config("*", "wide"));
     let hash_of = |config: &Assignment| Some(config.set.hash().clone());
     let assigned = |fleet: &Fleet| fleet.assigned(uid(1)).map(|config| config.set.hash().clone());
-    fleet.publish(narrow.clone());
+    publish(&mut fleet, narrow.clone());
     assert_eq!(assigned(&fleet), hash_of(&narrow));
-    fleet.publish(wide.clone());
+    publish(&mut fleet, wide.clone());
     assert_eq!(assigned(&fleet), hash_of(&wide));
-    fleet.publish(config("env=prod", "other"));
+    publish(&mut fleet, config("env=prod", "other"));
     assert_eq!(assigned(&fleet), hash_of(&wide));
-    fleet.publish(narrow.clone());
+    publish(&mut fleet, narrow.clone());
     assert_eq!(assigned(&fleet), hash_of(&narrow));
     assert_eq!(fleet.assignments().len(), 3, "one a target");
 }
@@ -190,7 +198,7 @@ fn the_newest_matching_config_wins() {
 fn a_lost_push_is_offered_with_the_next_answer() {
     let mut fleet = fleet();
     fleet.receive(uid(1), SOCKET, full(0), at(0));
-    assert_eq!(fleet.publish(config("*", "a")).len(), 1);
+    assert_eq!(publish(&mut fleet, config("*", "a")).len(), 1);
     fleet.not_delivered(uid(1));
     assert!(offered(&fleet.receive(uid(1), SOCKET, beat(1), at(0)).0).is_some());
 }
@@ -263,4 +271,70 @@ fn heartbeats_are_written_down_now_and_then() {
     assert!(!saved(beat(1), 30_000));
     assert!(saved(beat(2), 60_000));
     assert!(!saved(beat(3), 90_000));
+}
+
+/// Version 1 of the package `a`, offered to every agent.
+fn with_packages(mut fleet: Fleet) -> (Fleet, Bytes) {
+    let id = PackageId::new("a", "1").unwrap();
+    let package =
+        Package::new(id.clone(), Kind::TopLevel, FileHash([1; 32]), 1, at(0), Bytes::new());
+    let target = Selector::parse("*").unwrap();
+    let offer = PackageOffer::new(target, vec![id], 4 << 20, at(0)).unwrap();
+    fleet.catalog_mut().insert(package);
+    fleet.catalog_mut().offer(offer.clone());
+    let hash = fleet.catalog().hash(&offer).0;
+    (fleet, hash)
+}
+
+fn takes_packages(message: AgentToServer) -> AgentToServer {
+    let capabilities = message.capabilities | AgentCapabilities::AcceptsPackages as u64;
+    AgentToServer { capabilities, ..message }
+}
+
+fn offered_packages(answer: &ServerToAgent) -> Option<Bytes> {
+    answer.packages_available.as_ref().map(|offer| offer.all_packages_hash.clone())
+}
+
+#[test]
+fn packages_are_offered_once_a_connection_and_until_they_are_taken_up_over_http() {
+    let (mut fleet, hash) = with_packages(fleet());
+    let mut told = |link, message| {
+        let answer = fleet.receive(uid(1), link, takes_packages(message), at(0)).0;
+        assert_eq!(answer.remote_config, None);
+        offered_packages(&answer)
+    };
+    assert_eq!(told(SOCKET, beat(0)), None, "it was not described yet");
+    assert_eq!(told(SOCKET, full(1)), Some(hash.clone()));
+    assert_eq!(told(SOCKET, beat(2)), None, "under way");
+    assert_eq!(told(LATER_SOCKET, beat(3)), Some(hash.clone()), "the other one may have lost it");
+    assert_eq!(told(Link::Http, beat(4)), Some(hash.clone()));
+    assert_eq!(told(Link::Http, beat(5)), Some(hash.clone()));
+    let package_statuses = Some(chiton_proto::PackageStatuses {
+        server_provided_all_packages_hash: hash,
+        ..Default::default()
+    });
+    assert_eq!(told(Link::Http, AgentToServer { package_statuses, ..beat(6) }), None);
+    assert_eq!(told(LATER_SOCKET, beat(7)), None);
+}
+
+#[test]
+fn a_message_that_was_lost_is_repeated_whole() {
+    let (mut fleet, hash) = with_packages(fleet());
+    let config = config("*", "a");
+    fleet.receive(uid(1), SOCKET, takes_packages(full(0)), at(0));
+    fleet.not_delivered(uid(1));
+    let pushed = publish(&mut fleet, config.clone());
+    assert_eq!(pushed.len(), 1);
+    fleet.not_delivered(uid(1));
+    let answer = fleet.receive(uid(1), SOCKET, takes_packages(beat(1)), at(0)).0;
+    assert_eq!(offered(&answer).as_ref(), Some(config.set.hash()));
+    assert_eq!(offered_packages(&answer), Some(hash));
+}
+
+#[test]
+fn a_goodbye_is_answered_without_offers() {
+    let (mut fleet, _) = with_packages(fleet());
+    let agent_disconnect = Some(chiton_proto::AgentDisconnect {});
+    let goodbye = AgentToServer { agent_disconnect, ..takes_packages(full(0)) };
+    assert_eq!(offered_packages(&fleet.receive(uid(1), SOCKET, goodbye, at(0)).0), None);
 }

@@ -1,7 +1,8 @@
 //! A small OpAMP control plane.
 //!
 //! Agents connect over WebSocket or plain HTTP, people and scripts over REST or the page. What the server knows
-//! of an agent, the configs it was given and what each agent refused are kept in SQLite.
+//! of an agent, the configs it was given and what each agent refused are kept in SQLite; the files of packages lie
+//! beside it and are downloaded from where agents connect.
 //!
 //! ```no_run
 //! # async fn demo() -> Result<(), chiton_server::StartError> {
@@ -20,6 +21,8 @@
 mod clock;
 mod config;
 mod config_set;
+mod depot;
+mod download;
 mod fleet;
 mod frame;
 mod gzip;
@@ -27,8 +30,11 @@ mod hub;
 mod journal;
 mod listener;
 mod opamp;
+mod package;
 mod page;
+mod range;
 mod rest;
+mod rest_packages;
 mod selector;
 mod server;
 mod store;
@@ -38,6 +44,7 @@ mod view;
 mod websocket;
 
 pub use config::{Config, Database, Limits, RestExposure, TlsFiles};
+pub use depot::DepotError;
 pub use journal::Journal;
 pub use server::{Running, Server, StartError};
 pub use store::StoreError;

@@ -1,4 +1,5 @@
-//! `/v1/opamp`: a GET with an upgrade is a WebSocket, a POST is a report with its answer.
+//! `/v1/opamp`: a GET with an upgrade is a WebSocket, a POST is a report with its answer. Beside it the files of
+//! packages.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -6,12 +7,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName,
     SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use crate::download;
 use crate::gzip::{self, UnpackError};
 use crate::hub::Hub;
 use crate::listener::Ticket;
@@ -41,7 +43,19 @@ struct Context {
 
 /// Routes of the OpAMP listener.
 pub(crate) fn routes(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
-    Router::new().route(PATH, get(upgrade).post(report)).with_state(Context { hub, stop })
+    Router::new()
+        .route(PATH, get(upgrade).post(report))
+        .route("/packages/{sha256}", get(package))
+        .with_state(Context { hub, stop })
+}
+
+async fn package(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    download::file(&context.hub, &name, &method, &headers).await
 }
 
 async fn upgrade(State(context): State<Context>, mut request: Request) -> Response {
@@ -60,12 +74,13 @@ async fn upgrade(State(context): State<Context>, mut request: Request) -> Respon
     let Some(ticket) = request.extensions().get::<Ticket>().cloned() else {
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, "this connection cannot be upgraded");
     };
+    let base = download::base(&context.hub, headers);
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         // The connection counts, and a stopping server waits for it, for as long as the ticket lives.
         let _ticket = ticket;
         if let Ok(upgraded) = upgraded.await {
-            websocket::serve(upgraded, context.hub, context.stop).await;
+            websocket::serve(upgraded, context.hub, base, context.stop).await;
         }
     });
     let switch = [(UPGRADE, "websocket"), (CONNECTION, "Upgrade"), (SEC_WEBSOCKET_ACCEPT, &accept)];
@@ -116,7 +131,8 @@ async fn report(State(context): State<Context>, request: Request) -> Response {
             return refuse(StatusCode::BAD_REQUEST, "the body is not whole gzip");
         }
     };
-    let (status, answer) = match hub.answer_request(body).await {
+    let base = download::base(&hub, &head.headers);
+    let (status, answer) = match hub.answer_request(body, base.as_deref()).await {
         Ok(answer) => (StatusCode::OK, answer),
         Err(refusal) => (StatusCode::BAD_REQUEST, refusal.to_answer()),
     };

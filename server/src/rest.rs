@@ -1,6 +1,7 @@
 //! REST for people and scripts, and the page's routes.
 
 use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -19,8 +22,9 @@ use tokio::time::timeout;
 use crate::clock::Moment;
 use crate::config::RestExposure;
 use crate::config_set::ConfigSet;
-use crate::fleet::Assignment;
+use crate::fleet::{Assignment, Offers};
 use crate::hub::{Hub, PublishError};
+use crate::package::{PackageId, PackageOffer};
 use crate::page;
 use crate::selector::Selector;
 use crate::uid::InstanceUid;
@@ -31,18 +35,19 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than its config a request may be: JSON writes one byte as up to six (`\u0000`).
 const JSON_OVERHEAD: usize = 6;
 /// Room for the rest of a request: target, names, punctuation.
-const JSON_SLACK: usize = 64 << 10;
+pub(crate) const JSON_SLACK: usize = 64 << 10;
 /// What a POST of a config may hold.
-const USAGE: &str = r#"send {"target": "env=test,region=eu", "files": {"main.yaml": "…"}}, or "config": {…} in place of "files""#;
+const USAGE: &str = r#"send {"target": "env=test,region=eu", "files": {"main.yaml": "…"}}, or "config": {…} in place of "files", and "packages": [{"name": …, "version": …}] to offer both together"#;
 
-/// Routes of the REST listener.
-pub(crate) fn routes(hub: Arc<Hub>) -> Router {
+/// Routes of the REST listener, and `more` of them.
+pub(crate) fn routes(hub: Arc<Hub>, more: Router<Arc<Hub>>) -> Router {
     Router::new()
         .route("/api/v1/agents", get(agents))
         .route("/api/v1/agents/{uid}", get(agent))
         .route("/api/v1/config", post(publish).get(configs))
         .route("/healthz", get(health))
         .merge(page::routes())
+        .merge(more)
         .fallback(|| async { Failure::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
@@ -52,17 +57,17 @@ pub(crate) fn routes(hub: Arc<Hub>) -> Router {
 }
 
 /// A refusal, as `{"error": "…"}`.
-struct Failure {
+pub(crate) struct Failure {
     status: StatusCode,
     text: String,
 }
 
 impl Failure {
-    fn new(status: StatusCode, text: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, text: impl Into<String>) -> Self {
         Self { status, text: text.into() }
     }
 
-    fn bad(text: impl Into<String>) -> Self {
+    pub(crate) fn bad(text: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, text)
     }
 }
@@ -154,9 +159,64 @@ struct NewConfig {
     target: String,
     files: Option<BTreeMap<String, String>>,
     config: Option<Value>,
+    /// Offered with it, in the same message.
+    packages: Option<Vec<NewPackage>>,
+}
+
+/// One package of an offer.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewPackage {
+    name: String,
+    version: String,
+}
+
+/// The offer that a request asks for.
+pub(crate) fn package_offer(
+    target: Selector,
+    wanted: &[NewPackage],
+    max_message: usize,
+    now: Moment,
+) -> Result<PackageOffer, Failure> {
+    let ids = wanted.iter().map(|one| PackageId::new(&one.name, &one.version));
+    let ids = ids.collect::<Result<_, _>>().map_err(|e| Failure::bad(format!("packages: {e}")))?;
+    PackageOffer::new(target, ids, max_message, now).map_err(Failure::bad)
 }
 
 async fn publish(State(hub): State<Arc<Hub>>, request: Request) -> Result<Response, Failure> {
+    let limits = &hub.limits;
+    let limit = limits.max_config_size.saturating_mul(JSON_OVERHEAD).saturating_add(JSON_SLACK);
+    let new: NewConfig = json_body(request, limit, USAGE).await?;
+    let target = Selector::parse(&new.target).map_err(Failure::bad)?;
+    let files = files(new.files, new.config)?;
+    // The other half of a message is for names, types and whatever travels beside the config.
+    let max_size = limits.max_config_size.min(limits.max_message_size / 2);
+    let set = ConfigSet::new(files, limits.max_config_files, max_size).map_err(Failure::bad)?;
+    let hash = set.hash().to_string();
+    let now = Moment::now();
+    let offer =
+        |wanted: Vec<_>| package_offer(target.clone(), &wanted, limits.max_message_size, now);
+    let packages = new.packages.map(offer).transpose()?;
+    let config = Some(Assignment { target: target.clone(), set, created: now });
+    let published = whole(async move {
+        let offers = Offers { config, packages };
+        hub.publish(&target, offers).await
+    });
+    let published = published.await?;
+    let answer = json!({
+        "hash": hash,
+        "matched": texts(&published.matched),
+        "failed_before": texts(&published.failed_before),
+    });
+    Ok(json_response(StatusCode::OK, &answer))
+}
+
+/// A JSON body, of at most so many bytes.
+pub(crate) async fn json_body<T: DeserializeOwned>(
+    request: Request,
+    limit: usize,
+    usage: &str,
+) -> Result<T, Failure> {
     // A form on another site cannot send this type without asking first, and nobody answers that question.
     let content_type = request
         .headers()
@@ -175,39 +235,56 @@ async fn publish(State(hub): State<Arc<Hub>>, request: Request) -> Result<Respon
             "Content-Type must be application/json",
         ));
     }
-    let limits = &hub.limits;
-    let limit = limits.max_config_size.saturating_mul(JSON_OVERHEAD).saturating_add(JSON_SLACK);
+    let body = body(request, limit).await?;
+    serde_json::from_slice(&body).map_err(|error| Failure::bad(format!("{error}; {usage}")))
+}
+
+/// A body of at most so many bytes.
+pub(crate) async fn body(request: Request, limit: usize) -> Result<Bytes, Failure> {
     let body = timeout(BODY_TIMEOUT, axum::body::to_bytes(request.into_body(), limit)).await;
     let body = body.map_err(|_| {
         Failure::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")
     })?;
-    let body = body.map_err(|_| {
+    body.map_err(|_| {
         let text = format!("the body was cut short or has more than {limit} bytes");
         Failure::new(StatusCode::PAYLOAD_TOO_LARGE, text)
-    })?;
-    let new: NewConfig =
-        serde_json::from_slice(&body).map_err(|error| Failure::bad(format!("{error}; {USAGE}")))?;
-    let target = Selector::parse(&new.target).map_err(Failure::bad)?;
-    let files = files(new.files, new.config)?;
-    // The other half of a message is for names, types and whatever travels beside the config.
-    let max_size = limits.max_config_size.min(limits.max_message_size / 2);
-    let set = ConfigSet::new(files, limits.max_config_files, max_size).map_err(Failure::bad)?;
-    let hash = set.hash().to_string();
-    let published = hub.publish(Assignment { target, set, created: Moment::now() }).await;
-    let published = published.map_err(|error| match error {
-        PublishError::Refused(text) => Failure::new(StatusCode::CONFLICT, text),
-        PublishError::Store(error) => Failure::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("the config was not saved, and not sent: {error}"),
-        ),
-    })?;
-    let texts = |uids: Vec<InstanceUid>| uids.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let answer = json!({
-        "hash": hash,
-        "matched": texts(published.matched),
-        "failed_before": texts(published.failed_before),
-    });
-    Ok(json_response(StatusCode::OK, &answer))
+    })
+}
+
+/// Sees a change through, even when the one who asked for it hangs up: memory and disk must agree.
+pub(crate) async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T, PublishError>> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::spawn(change).await {
+        Ok(made) => made.map_err(Failure::from),
+        Err(_) => Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the server is stopping")),
+    }
+}
+
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Refused(text) => Self::new(StatusCode::CONFLICT, text),
+            PublishError::Unknown(text) => Self::new(StatusCode::NOT_FOUND, text),
+            PublishError::Store(error) => {
+                let text = format!("the change was not saved, and nothing was sent: {error}");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+            }
+            PublishError::Io(error) => disk(&error),
+        }
+    }
+}
+
+/// The disk said no.
+pub(crate) fn disk(error: &io::Error) -> Failure {
+    let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    let status =
+        if full { StatusCode::INSUFFICIENT_STORAGE } else { StatusCode::INTERNAL_SERVER_ERROR };
+    Failure::new(status, format!("the package's file cannot be written: {error}"))
+}
+
+pub(crate) fn texts(uids: &[InstanceUid]) -> Vec<String> {
+    uids.iter().map(ToString::to_string).collect()
 }
 
 /// The files as they are, or the one nameless file that a config object becomes.
@@ -232,7 +309,7 @@ fn files(
     }
 }
 
-fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
+pub(crate) fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => {
             let headers = [(CONTENT_TYPE, "application/json"), page::NO_SNIFF, page::NO_STORE];

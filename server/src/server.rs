@@ -12,11 +12,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::config::{Config, RestExposure};
+use crate::depot::{Depot, DepotError};
 use crate::hub::Hub;
 use crate::listener::Listener;
 use crate::store::{Store, StoreError};
 use crate::tls::TlsError;
-use crate::{opamp, rest, tls};
+use crate::{opamp, rest, rest_packages, tls};
 
 /// How long connections may take to end in order when the server stops.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -32,6 +33,10 @@ pub enum StartError {
     Tls(TlsError),
     /// The database could not be used.
     Store(StoreError),
+    /// The directory of packages could not be used.
+    Depot(DepotError),
+    /// The public URL makes no sense.
+    PublicUrl(String),
 }
 
 impl fmt::Display for StartError {
@@ -44,6 +49,8 @@ impl fmt::Display for StartError {
             ),
             Self::Listen(address, error) => write!(out, "{address} cannot be listened on: {error}"),
             Self::Tls(error) => write!(out, "TLS: {error}"),
+            Self::Depot(error) => write!(out, "the directory of packages cannot be used: {error}"),
+            Self::PublicUrl(error) => write!(out, "the public URL {error}"),
             Self::Store(error) => write!(out, "the database cannot be used: {error}"),
         }
     }
@@ -64,6 +71,7 @@ pub struct Running {
     listeners: [JoinHandle<()>; 2],
     connections: mpsc::Receiver<()>,
     store: Store,
+    depot: Arc<Depot>,
 }
 
 impl Server {
@@ -75,13 +83,19 @@ impl Server {
         if config.rest_exposure == RestExposure::LoopbackOnly && !config.rest.ip().is_loopback() {
             return Err(StartError::RestExposed(config.rest));
         }
+        config
+            .public_url
+            .as_deref()
+            .map_or(Ok(()), Config::check_public_url)
+            .map_err(StartError::PublicUrl)?;
         let tls = config.tls.as_ref().map(tls::acceptor).transpose().map_err(StartError::Tls)?;
         let (opamp_socket, opamp) = listen(config.opamp).await?;
         let (rest_socket, rest) = listen(config.rest).await?;
         let store = Store::open(&config.database).await.map_err(StartError::Store)?;
-        let hub =
-            Hub::open(store.clone(), config.limits, config.journal, config.rest_exposure).await;
+        let depot = Arc::new(Depot::open(&config.database).map_err(StartError::Depot)?);
+        let hub = Hub::open(store.clone(), Arc::clone(&depot), &config).await;
         let hub = Arc::new(hub.map_err(StartError::Store)?);
+        hub.sweep().map_err(StartError::Depot)?;
 
         let (stop, stopped) = watch::channel(false);
         let (alive, connections) = mpsc::channel(1);
@@ -97,13 +111,13 @@ impl Server {
         let rest_listener = Listener {
             socket: rest_socket,
             tls: None,
-            routes: rest::routes(hub),
+            routes: rest::routes(hub, rest_packages::routes()),
             journal,
             stop: stopped,
             alive,
         };
         let listeners = [tokio::spawn(opamp_listener.run()), tokio::spawn(rest_listener.run())];
-        Ok(Running { opamp, rest, stop, listeners, connections, store })
+        Ok(Running { opamp, rest, stop, listeners, connections, store, depot })
     }
 }
 
@@ -131,6 +145,7 @@ impl Running {
         // cannot hold the server up for longer than the limit.
         let _ = timeout(STOP_LIMIT, self.connections.recv()).await;
         self.store.close().await;
+        self.depot.close();
     }
 }
 

@@ -12,18 +12,20 @@ use chiton_proto::{AgentConfigMap, AgentToServer, EffectiveConfig};
 use prost::Message as _;
 use sqlx::Row as _;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
 
 use crate::clock::Moment;
 use crate::config::Database;
 use crate::config_set::{ConfigHash, ConfigSet};
-use crate::fleet::{Agent, Assignment, Changes, MAX_FAILED};
+use crate::fleet::{Agent, Assignment, Changes, MAX_FAILED, Offers};
+use crate::package::{FileHash, Kind, Package, PackageId, PackageOffer};
 use crate::selector::Selector;
 use crate::uid::InstanceUid;
 
 /// The layout that this code reads and writes; kept in SQLite's `user_version`.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 /// How long a write waits for another process that holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The database tells what runs where: for its owner only.
@@ -49,7 +51,32 @@ CREATE TABLE failed_offers (
     hash BLOB NOT NULL,
     UNIQUE (uid, hash)
 ) STRICT;
-PRAGMA user_version = 1;
+";
+
+/// What layout 2 adds.
+const SCHEMA_2: &str = "
+CREATE TABLE packages (
+    name TEXT NOT NULL,
+    version TEXT NOT NULL,
+    type TEXT NOT NULL,              -- top_level, addon
+    sha256 BLOB NOT NULL,            -- of its file
+    size INTEGER NOT NULL,
+    signature BLOB NOT NULL,         -- empty: none
+    created INTEGER NOT NULL,
+    PRIMARY KEY (name, version)
+) STRICT;
+CREATE TABLE package_offers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    target TEXT NOT NULL UNIQUE,
+    created INTEGER NOT NULL
+) STRICT;
+CREATE TABLE package_offer_members (
+    target TEXT NOT NULL,
+    name TEXT NOT NULL,
+    version TEXT NOT NULL,
+    PRIMARY KEY (target, name)
+) STRICT;
+PRAGMA user_version = 2;
 ";
 
 /// Why the store could not be used.
@@ -113,9 +140,12 @@ impl Store {
         let layout: i64 = sqlx::query("PRAGMA user_version").fetch_one(&pool).await?.try_get(0)?;
         match layout {
             LAYOUT => {}
-            0 => {
+            0 | 1 => {
                 let mut whole = pool.begin().await?;
-                sqlx::raw_sql(SCHEMA).execute(&mut *whole).await?;
+                if layout == 0 {
+                    sqlx::raw_sql(SCHEMA).execute(&mut *whole).await?;
+                }
+                sqlx::raw_sql(SCHEMA_2).execute(&mut *whole).await?;
                 whole.commit().await?;
             }
             other => return Err(StoreError::Layout(other)),
@@ -216,17 +246,114 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a config, in place of an older one with the same target.
-    pub(crate) async fn save_config(&self, assignment: &Assignment) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT OR REPLACE INTO configs (target, hash, files, created) VALUES (?, ?, ?, ?)",
-        )
-        .bind(assignment.target.to_string())
-        .bind(&assignment.set.hash().0[..])
-        .bind(assignment.set.as_map().encode_to_vec())
-        .bind(assignment.created.to_db())
-        .execute(&self.pool)
-        .await?;
+    /// Writes offers, in place of older ones with the same target: all of them or none.
+    pub(crate) async fn save_offers(&self, offers: &Offers) -> Result<(), StoreError> {
+        let mut whole = self.pool.begin().await?;
+        if let Some(config) = &offers.config {
+            let statement =
+                "INSERT OR REPLACE INTO configs (target, hash, files, created) VALUES (?, ?, ?, ?)";
+            sqlx::query(statement)
+                .bind(config.target.to_string())
+                .bind(&config.set.hash().0[..])
+                .bind(config.set.as_map().encode_to_vec())
+                .bind(config.created.to_db())
+                .execute(&mut *whole)
+                .await?;
+        }
+        if let Some(packages) = &offers.packages {
+            let target = packages.target.to_string();
+            forget_offer(&mut whole, &target).await?;
+            sqlx::query("INSERT INTO package_offers (target, created) VALUES (?, ?)")
+                .bind(&target)
+                .bind(packages.created.to_db())
+                .execute(&mut *whole)
+                .await?;
+            for (name, version) in &packages.members {
+                let statement =
+                    "INSERT INTO package_offer_members (target, name, version) VALUES (?, ?, ?)";
+                let member = sqlx::query(statement).bind(&target).bind(name).bind(version);
+                member.execute(&mut *whole).await?;
+            }
+        }
+        whole.commit().await?;
+        Ok(())
+    }
+
+    /// Forgets an offer of packages.
+    pub(crate) async fn delete_offer(&self, target: &Selector) -> Result<(), StoreError> {
+        let mut whole = self.pool.begin().await?;
+        forget_offer(&mut whole, &target.to_string()).await?;
+        whole.commit().await?;
+        Ok(())
+    }
+
+    /// Every offer of packages, oldest first.
+    pub(crate) async fn load_offers(&self) -> Result<Vec<PackageOffer>, StoreError> {
+        let mut offers: Vec<PackageOffer> = Vec::new();
+        let statement = "SELECT target, created, name, package_offer_members.version
+            FROM package_offers JOIN package_offer_members USING (target) ORDER BY id, name";
+        for row in sqlx::query(statement).fetch_all(&self.pool).await? {
+            let target = Selector::parse(row.try_get(0)?)
+                .map_err(|_| StoreError::Corrupt("package_offers.target"))?;
+            let created = Moment::from_db(row.try_get(1)?);
+            let (name, version) = (row.try_get(2)?, row.try_get(3)?);
+            match offers.last_mut().filter(|offer| offer.target == target) {
+                Some(offer) => {
+                    offer.members.insert(name, version);
+                }
+                None => {
+                    let members = BTreeMap::from([(name, version)]);
+                    offers.push(PackageOffer { target, members, created });
+                }
+            }
+        }
+        Ok(offers)
+    }
+
+    /// Every package.
+    pub(crate) async fn load_packages(&self) -> Result<Vec<Package>, StoreError> {
+        let mut packages = Vec::new();
+        let statement =
+            "SELECT name, version, type, sha256, size, signature, created FROM packages";
+        for row in sqlx::query(statement).fetch_all(&self.pool).await? {
+            let id = PackageId::new(row.try_get(0)?, row.try_get(1)?)
+                .map_err(|_| StoreError::Corrupt("packages.name"))?;
+            let kind = Kind::parse(row.try_get(2)?).ok_or(StoreError::Corrupt("packages.type"))?;
+            let file = <[u8; 32]>::try_from(row.try_get::<&[u8], _>(3)?)
+                .map_err(|_| StoreError::Corrupt("packages.sha256"))?;
+            let size = u64::try_from(row.try_get::<i64, _>(4)?)
+                .map_err(|_| StoreError::Corrupt("packages.size"))?;
+            let signature = row.try_get::<Vec<u8>, _>(5)?.into();
+            let created = Moment::from_db(row.try_get(6)?);
+            packages.push(Package::new(id, kind, FileHash(file), size, created, signature));
+        }
+        Ok(packages)
+    }
+
+    /// Writes a package, in place of itself.
+    pub(crate) async fn save_package(&self, package: &Package) -> Result<(), StoreError> {
+        let statement = "INSERT OR REPLACE INTO packages
+            (name, version, type, sha256, size, signature, created) VALUES (?, ?, ?, ?, ?, ?, ?)";
+        sqlx::query(statement)
+            .bind(&package.id.name)
+            .bind(&package.id.version)
+            .bind(package.kind.as_str())
+            .bind(&package.file.0[..])
+            .bind(i64::try_from(package.size).unwrap_or(i64::MAX))
+            .bind(&package.signature()[..])
+            .bind(package.created.to_db())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets a package.
+    pub(crate) async fn delete_package(&self, id: &PackageId) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM packages WHERE name = ? AND version = ?")
+            .bind(&id.name)
+            .bind(&id.version)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
@@ -256,11 +383,51 @@ impl Store {
     }
 }
 
+async fn forget_offer(whole: &mut SqliteConnection, target: &str) -> Result<(), StoreError> {
+    for statement in [
+        "DELETE FROM package_offers WHERE target = ?",
+        "DELETE FROM package_offer_members WHERE target = ?",
+    ] {
+        sqlx::query(statement).bind(target).execute(&mut *whole).await?;
+    }
+    Ok(())
+}
+
 fn make_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => {
             DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(parent)
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_of_the_first_layout_is_taken_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let old = SqlitePool::connect_with(options).await.unwrap();
+        sqlx::raw_sql(SCHEMA).execute(&old).await.unwrap();
+        let files = AgentConfigMap::default().encode_to_vec();
+        sqlx::query("INSERT INTO configs (target, hash, files, created) VALUES ('*', x'00', ?, 1)")
+            .bind(files)
+            .execute(&old)
+            .await
+            .unwrap();
+        sqlx::raw_sql("PRAGMA user_version = 1").execute(&old).await.unwrap();
+        old.close().await;
+        for _ in 0..2 {
+            let store = Store::open(&Database::File(path.clone())).await.unwrap();
+            assert_eq!(store.load_configs().await.unwrap().len(), 1);
+            assert!(store.load_packages().await.unwrap().is_empty());
+            assert!(store.load_offers().await.unwrap().is_empty());
+            store.close().await;
+        }
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use chiton_proto::{
     AgentCapabilities, AgentConfigMap, AgentToServer, AnyValue, ComponentHealth, EffectiveConfig,
-    KeyValue, RemoteConfigStatus, any_value::Value as Any,
+    KeyValue, PackageStatus, PackageStatusEnum, PackageStatuses, RemoteConfigStatus,
+    any_value::Value as Any,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::clock::Moment;
 use crate::config_set::ConfigHash;
 use crate::fleet::{Agent, Assignment, Fleet, Link};
+use crate::package::{Catalog, Package, PackageOffer};
 use crate::selector::Labels;
 use crate::uid::InstanceUid;
 
@@ -37,6 +39,11 @@ pub(crate) struct AgentView {
     assigned_config: Option<Value>,
     /// Set when the assigned config is withheld, because this agent reported it FAILED.
     assigned_config_failed: bool,
+    packages: BTreeMap<String, Value>,
+    /// What went wrong with its packages as a whole.
+    packages_error: String,
+    /// The packages that are meant for it now.
+    assigned_packages: Option<Value>,
 }
 
 /// One agent on its own.
@@ -48,7 +55,6 @@ pub(crate) struct AgentDetail {
     effective_config: Option<BTreeMap<String, String>>,
     offered_config: Option<Value>,
     failed_hashes: Vec<String>,
-    packages: BTreeMap<String, Value>,
 }
 
 /// An agent for the list.
@@ -60,6 +66,7 @@ pub(crate) fn agent(
     stale_after: Duration,
 ) -> AgentView {
     let assigned = fleet.assigned(uid);
+    let statuses = agent.report.package_statuses.as_ref();
     AgentView {
         instance_uid: uid.to_string(),
         connected: agent.is_connected(now, stale_after),
@@ -77,12 +84,18 @@ pub(crate) fn agent(
         assigned_config: assigned
             .map(|a| json!({"hash": a.set.hash().to_string(), "target": a.target.to_string()})),
         assigned_config_failed: assigned.is_some_and(|a| agent.failed.contains(a.set.hash())),
+        packages: statuses.map(package_statuses).unwrap_or_default(),
+        packages_error: statuses.map(|all| all.error_message.clone()).unwrap_or_default(),
+        assigned_packages: fleet.assigned_packages(uid).map(|offer| {
+            let hash = fleet.catalog().hash(offer).to_string();
+            let state = progress(fleet.catalog(), offer, agent);
+            json!({"hash": hash, "target": offer.target.to_string(), "packages": offer.members, "state": state})
+        }),
     }
 }
 
 /// An agent with its configs.
 pub(crate) fn detail(view: AgentView, agent: &Agent, assigned: Option<&Assignment>) -> AgentDetail {
-    let packages = agent.report.package_statuses.iter().flat_map(|statuses| &statuses.packages);
     AgentDetail {
         agent: view,
         sequence_num: agent.report.sequence_num,
@@ -91,13 +104,6 @@ pub(crate) fn detail(view: AgentView, agent: &Agent, assigned: Option<&Assignmen
             json!({"hash": a.set.hash().to_string(), "target": a.target.to_string(), "files": files(a.set.as_map())})
         }),
         failed_hashes: agent.failed.iter().map(ToString::to_string).collect(),
-        packages: packages
-            .map(|(name, package)| {
-                let status = package.status().as_str_name().trim_start_matches("PackageStatusEnum_");
-                let version = &package.agent_has_version;
-                (name.clone(), json!({"version": version, "status": status, "error_message": package.error_message}))
-            })
-            .collect(),
     }
 }
 
@@ -118,6 +124,105 @@ pub(crate) fn assignment(assignment: &Assignment) -> Value {
         "created": assignment.created.to_string(),
         "files": assignment.set.as_map().config_map.keys().collect::<Vec<_>>(),
     })
+}
+
+/// A package as it is kept.
+pub(crate) fn package(catalog: &Catalog, package: &Package) -> Value {
+    json!({
+        "name": package.id.name,
+        "version": package.id.version,
+        "type": package.kind.as_str(),
+        "sha256": package.file.to_string(),
+        "size": package.size,
+        "signature_size": package.signature().len(),
+        "hash": package.hash().to_string(),
+        "path": package.path(),
+        "created": package.created.to_string(),
+        "offered_to": catalog.offered_to(&package.id).map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
+
+/// Every offer of packages, newest first, with how many of its agents are how far.
+pub(crate) fn package_offers(fleet: &Fleet) -> Vec<Value> {
+    let catalog = fleet.catalog();
+    let mut counts: BTreeMap<String, BTreeMap<&str, u64>> = BTreeMap::new();
+    for (uid, agent) in fleet.agents() {
+        if let Some(offer) = fleet.assigned_packages(*uid) {
+            let count = counts.entry(offer.target.to_string()).or_default();
+            let count = count.entry(progress(catalog, offer, agent)).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+    let show = |offer: &PackageOffer| {
+        let target = offer.target.to_string();
+        let states = counts.get(&target);
+        let count =
+            |state: &&str| states.and_then(|states| states.get(state)).copied().unwrap_or(0);
+        let agents: BTreeMap<_, _> = STATES.iter().map(|state| (*state, count(state))).collect();
+        json!({
+            "target": target,
+            "hash": catalog.hash(offer).to_string(),
+            "created": offer.created.to_string(),
+            "packages": offer.members,
+            "agents": agents,
+        })
+    };
+    catalog.offers().iter().rev().map(show).collect()
+}
+
+/// How far an agent can be with an offer.
+const STATES: [&str; 7] =
+    ["installed", "installing", "downloading", "pending", "failed", "waiting", "without_packages"];
+
+/// How far this agent is with this offer. What goes badly is said first, then what is furthest from done.
+fn progress(catalog: &Catalog, offer: &PackageOffer, agent: &Agent) -> &'static str {
+    if !agent.has(AgentCapabilities::AcceptsPackages) {
+        return "without_packages";
+    }
+    let hash = catalog.hash(offer);
+    let statuses = agent.report.package_statuses.as_ref();
+    let Some(statuses) = statuses.filter(|s| s.server_provided_all_packages_hash == hash.0) else {
+        return "waiting";
+    };
+    let any = |state| statuses.packages.values().any(|package| package.status() == state);
+    let has = |package: &Package| {
+        let status = statuses.packages.get(&package.id.name);
+        status.is_some_and(|status| status.agent_has_hash == package.hash().0)
+    };
+    if !statuses.error_message.is_empty() || any(PackageStatusEnum::InstallFailed) {
+        "failed"
+    } else if any(PackageStatusEnum::Downloading) {
+        "downloading"
+    } else if any(PackageStatusEnum::Installing) {
+        "installing"
+    } else if any(PackageStatusEnum::InstallPending) || !catalog.members(offer).all(has) {
+        "pending"
+    } else {
+        "installed"
+    }
+}
+
+fn package_statuses(statuses: &PackageStatuses) -> BTreeMap<String, Value> {
+    let show = |status: &PackageStatus| {
+        let word = status.status().as_str_name().trim_start_matches("PackageStatusEnum_");
+        let details =
+            status.download_details.filter(|_| status.status() == PackageStatusEnum::Downloading);
+        // A peer's numbers: NaN and infinity are no JSON.
+        let finite = |number: f64| if number.is_finite() { number.max(0.0) } else { 0.0 };
+        json!({
+            "version": status.agent_has_version,
+            "hash": ConfigHash(status.agent_has_hash.clone()).to_string(),
+            "offered_version": status.server_offered_version,
+            "offered_hash": ConfigHash(status.server_offered_hash.clone()).to_string(),
+            "status": word,
+            "error_message": status.error_message,
+            "download": details.map(|details| json!({
+                "percent": finite(details.download_percent).min(100.0),
+                "bytes_per_second": finite(details.download_bytes_per_second),
+            })),
+        })
+    };
+    statuses.packages.iter().map(|(name, status)| (name.clone(), show(status))).collect()
 }
 
 /// Everything that an agent says of itself, for selectors. The first level only: a list is not a label.

@@ -55,7 +55,12 @@ enum End {
 }
 
 /// Serves the connection until either side ends it.
-pub(crate) async fn serve(upgraded: Upgraded, hub: Arc<Hub>, stop: watch::Receiver<bool>) {
+pub(crate) async fn serve(
+    upgraded: Upgraded,
+    hub: Arc<Hub>,
+    base: Option<Arc<str>>,
+    stop: watch::Receiver<bool>,
+) {
     let limit = hub.limits.max_message_size;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
@@ -67,7 +72,7 @@ pub(crate) async fn serve(upgraded: Upgraded, hub: Arc<Hub>, stop: watch::Receiv
         WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
     let mut conversation =
         Conversation { socket, stop, waiting: Vec::new(), pinged: false, malformed: 0 };
-    let end = conversation.run(&hub).await;
+    let end = conversation.run(&hub, base).await;
     match end {
         End::Gone => {}
         End::Close(goodbye) => conversation.close(goodbye).await,
@@ -85,8 +90,8 @@ struct Conversation {
 }
 
 impl Conversation {
-    async fn run(&mut self, hub: &Hub) -> End {
-        let (mut line, mut outgoing) = hub.enter();
+    async fn run(&mut self, hub: &Hub, base: Option<Arc<str>>) -> End {
+        let (mut line, mut outgoing) = hub.enter(base);
         let mut deadline = after(FIRST_MESSAGE_TIMEOUT);
         let mut spoken = false;
         loop {

@@ -71,6 +71,78 @@ function configCell(agent) {
   return cell;
 }
 
+function sizeOf(bytes) {
+  const units = ["B", "KiB", "MiB", "GiB"];
+  let at = 0;
+  for (; bytes >= 1024 && at < units.length - 1; at += 1) bytes /= 1024;
+  return (at ? bytes.toFixed(1) : Math.round(bytes)) + " " + units[at];
+}
+
+function packageParts(name, pack) {
+  const tones = { Installed: "good", InstallPending: "wait", Installing: "wait", Downloading: "wait", InstallFailed: "bad" };
+  const changes = pack.offered_version && pack.offered_version !== pack.version;
+  const versions = [pack.version, changes ? "→ " + pack.offered_version : ""].filter(Boolean).join(" ");
+  const parts = [
+    make("div", (name || "package") + " " + versions),
+    make("div", pack.status, "state " + (tones[pack.status] || "quiet")),
+  ];
+  if (pack.download) {
+    const bar = make("progress");
+    bar.max = 100;
+    bar.value = pack.download.percent;
+    bar.setAttribute("aria-label", "download of " + name);
+    const done = Math.round(pack.download.percent) + " % · " + sizeOf(pack.download.bytes_per_second) + "/s";
+    parts.push(bar, make("small", done));
+  }
+  if (pack.error_message) parts.push(make("div", pack.error_message, "error"));
+  return parts;
+}
+
+function packagesCell(agent) {
+  const cell = make("td");
+  for (const [name, pack] of Object.entries(agent.packages)) cell.append(...packageParts(name, pack));
+  if (agent.packages_error) cell.append(make("div", agent.packages_error, "error"));
+  const assigned = agent.assigned_packages;
+  if (assigned && assigned.state === "waiting") {
+    cell.append(make("small", assigned.hash.slice(0, 12) + " waiting", "wait"));
+  } else if (!cell.firstChild) {
+    cell.append(make("div", "none", "quiet"));
+  }
+  return cell;
+}
+
+function offerRow(offer) {
+  const tones = { installed: "good", failed: "bad", without_packages: "quiet" };
+  const row = make("tr");
+  const target = make("td", offer.target);
+  target.append(make("small", offer.hash.slice(0, 12)));
+  const names = make("td");
+  for (const [name, version] of Object.entries(offer.packages)) names.append(make("div", name + " " + version));
+  const counts = make("td");
+  for (const [state, count] of Object.entries(offer.agents)) {
+    if (count) counts.append(make("div", count + " " + state.replace("_", " "), "state " + (tones[state] || "wait")));
+  }
+  if (!counts.firstChild) counts.append(make("div", "none", "quiet"));
+  row.append(target, names, counts);
+  return row;
+}
+
+function keptRow(pack) {
+  const row = make("tr");
+  const name = make("td", pack.name + " " + pack.version);
+  name.append(make("small", pack.type + " · " + pack.sha256.slice(0, 12)));
+  const signature = make("td");
+  signature.append(pack.signature_size ? make("div", pack.signature_size + " bytes") : make("div", "none", "bad"));
+  row.append(name, make("td", sizeOf(pack.size)), signature);
+  return row;
+}
+
+function showPackages(offers, kept) {
+  at("packages").hidden = offers.length + kept.length === 0;
+  at("offers").replaceChildren(...offers.map(offerRow));
+  at("kept").replaceChildren(...kept.map(keptRow));
+}
+
 function agentRow(agent) {
   const row = make("tr", undefined, agent.instance_uid === chosen ? "chosen" : "");
   row.dataset.uid = agent.instance_uid;
@@ -84,7 +156,7 @@ function agentRow(agent) {
   }
   const seen = make("td", ago(agent.last_seen));
   seen.title = agent.last_seen;
-  row.append(name, labels, healthCell(agent), configCell(agent), seen);
+  row.append(name, labels, healthCell(agent), configCell(agent), packagesCell(agent), seen);
   return row;
 }
 
@@ -131,7 +203,8 @@ function showDetail(agent) {
     }
   }
   for (const [name, pack] of Object.entries(agent.packages)) {
-    facts.push([name || "package", [pack.version, pack.status, pack.error_message].join(" ")]);
+    const offered = pack.offered_version ? "(offered " + pack.offered_version + ")" : "";
+    facts.push([name || "package", [pack.version, pack.status, offered, pack.error_message].filter(Boolean).join(" ")]);
   }
   for (const hash of agent.failed_hashes) facts.push(["failed before", hash]);
   at("facts").replaceChildren(...facts.flatMap(([key, value]) => [make("dt", key), make("dd", value)]));
@@ -142,6 +215,8 @@ function showDetail(agent) {
 async function refresh() {
   try {
     showAgents((await ask("/api/v1/agents")).agents);
+    const [offers, kept] = await Promise.all([ask("/api/v1/offers/packages"), ask("/api/v1/packages")]);
+    showPackages(offers.offers, kept.packages);
     const wanted = chosen;
     const detail = wanted && (await ask("/api/v1/agents/" + encodeURIComponent(wanted)));
     if (detail && chosen === wanted) showDetail(detail);

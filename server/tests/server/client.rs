@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use chiton_proto::{
     AgentCapabilities, AgentDescription, AgentToServer, AnyValue, KeyValue, Message as _,
-    RemoteConfigStatus, RemoteConfigStatuses, ServerToAgent, any_value::Value as Any,
+    PackageDownloadDetails, PackageStatus, PackageStatusEnum, PackageStatuses, RemoteConfigStatus,
+    RemoteConfigStatuses, ServerToAgent, any_value::Value as Any,
 };
 use chiton_server::{Config, Database, Journal, Running, Server};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -220,4 +221,92 @@ pub(crate) async fn shown(running: &Running, uid: [u8; 16]) -> Value {
     let answer = get(running.rest_addr(), &format!("/api/v1/agents/{}", uid_text(uid))).await;
     assert_eq!(answer.status, 200);
     answer.json()
+}
+
+/// A PUT of bytes.
+pub(crate) async fn put(address: SocketAddr, path: &str, body: &[u8]) -> Answer {
+    let head = format!("Host: localhost\r\nContent-Length: {}\r\n", body.len());
+    request(address, &format!("PUT {path}"), &head, body).await
+}
+
+pub(crate) async fn put_json(address: SocketAddr, path: &str, body: &Value) -> Answer {
+    let body = body.to_string();
+    let length = body.len();
+    let head = format!(
+        "Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+    );
+    request(address, &format!("PUT {path}"), &head, body.as_bytes()).await
+}
+
+pub(crate) async fn delete(address: SocketAddr, path: &str) -> Answer {
+    request(address, &format!("DELETE {path}"), "Host: localhost\r\n", b"").await
+}
+
+/// Uploads a package and gives what is shown of it.
+pub(crate) async fn upload(running: &Running, name: &str, version: &str, body: &[u8]) -> Value {
+    let path = format!("/api/v1/packages/{name}/{version}");
+    let answer = put(running.rest_addr(), &path, body).await;
+    assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
+    answer.json()
+}
+
+/// Offers packages, each `(name, version)`, and gives the answer.
+pub(crate) async fn offer(running: &Running, target: &str, packages: &[(&str, &str)]) -> Value {
+    let list: Vec<_> =
+        packages.iter().map(|(name, version)| json!({"name": name, "version": version})).collect();
+    let body = json!({"target": target, "packages": list});
+    let answer = put_json(running.rest_addr(), "/api/v1/offers/packages", &body).await;
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    answer.json()
+}
+
+/// A message of an agent that takes packages.
+pub(crate) fn with_packages(message: AgentToServer) -> AgentToServer {
+    let capabilities = message.capabilities
+        | AgentCapabilities::AcceptsPackages as u64
+        | AgentCapabilities::ReportsPackageStatuses as u64;
+    let package_statuses = message
+        .agent_description
+        .is_some()
+        .then(PackageStatuses::default)
+        .or_else(|| message.package_statuses.clone());
+    AgentToServer { capabilities, package_statuses, ..message }
+}
+
+/// What an agent says that has taken up an offer: each package with its version, hash and status.
+pub(crate) fn package_statuses(
+    message: AgentToServer,
+    all: &[u8],
+    packages: &[(&str, &str, &[u8], PackageStatusEnum)],
+) -> AgentToServer {
+    let one = |(name, version, hash, status): &(&str, &str, &[u8], PackageStatusEnum)| {
+        let mut one = PackageStatus {
+            name: (*name).to_owned(),
+            server_offered_version: (*version).to_owned(),
+            server_offered_hash: Bytes::copy_from_slice(hash),
+            ..PackageStatus::default()
+        };
+        match status {
+            PackageStatusEnum::Installed => {
+                one.agent_has_version.clone_from(&one.server_offered_version);
+                one.agent_has_hash = one.server_offered_hash.clone();
+            }
+            PackageStatusEnum::InstallFailed => one.error_message = "<b>no</b>".to_owned(),
+            PackageStatusEnum::Downloading => {
+                one.download_details = Some(PackageDownloadDetails {
+                    download_percent: 42.5,
+                    download_bytes_per_second: f64::INFINITY,
+                });
+            }
+            _ => {}
+        }
+        one.set_status(*status);
+        ((*name).to_owned(), one)
+    };
+    let statuses = PackageStatuses {
+        packages: packages.iter().map(one).collect(),
+        server_provided_all_packages_hash: Bytes::copy_from_slice(all),
+        error_message: String::new(),
+    };
+    with_packages(AgentToServer { package_statuses: Some(statuses), ..message })
 }

@@ -11,7 +11,9 @@
 
 mod binary;
 mod client;
+mod download;
 mod offers;
+mod packages;
 mod rest;
 mod session;
 mod sizes;

@@ -40,8 +40,8 @@ async fn the_first_report_is_answered_and_shown() {
         .await;
     assert_eq!(answer.instance_uid[..], ONE);
     assert_eq!(
-        answer.capabilities, 0x7,
-        "AcceptsStatus, OffersRemoteConfig, AcceptsEffectiveConfig"
+        answer.capabilities, 0x1f,
+        "AcceptsStatus, OffersRemoteConfig, AcceptsEffectiveConfig, OffersPackages, AcceptsPackagesStatus"
     );
     assert_eq!((answer.flags, answer.error_response, answer.remote_config), (0, None, None));
 
