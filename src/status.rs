@@ -1,6 +1,6 @@
 //! The status document: what the agent knows of itself, as JSON.
 
-use chiton_proto::{ComponentHealth, RemoteConfigStatuses};
+use chiton_proto::{ComponentHealth, PackageStatusEnum, PackageStatuses, RemoteConfigStatuses};
 
 use crate::agent::Snapshot;
 use crate::agent::capabilities;
@@ -33,7 +33,7 @@ pub fn document(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
         ("uptime_seconds", Json::Number(around.uptime)),
         ("connection", connection(snapshot, around, now)),
         ("config", config(snapshot)),
-        ("packages", Json::List(Vec::new())),
+        ("packages", packages(&snapshot.packages)),
         ("certificate_expiry", Json::Null),
         ("workload", workload(snapshot)),
         ("health", health(&snapshot.health)),
@@ -85,6 +85,29 @@ fn config(snapshot: &Snapshot) -> Json {
         ("error", Json::or_null(error.map(Json::text))),
         ("gate", Json::text(snapshot.phase)),
     ])
+}
+
+fn packages(statuses: &PackageStatuses) -> Json {
+    let mut sorted: Vec<_> = statuses.packages.values().collect();
+    sorted.sort_by(|a, b| a.name.cmp(&b.name));
+    let list = sorted.into_iter().map(|package| {
+        let status = match package.status() {
+            PackageStatusEnum::Installed => "installed",
+            PackageStatusEnum::InstallPending => "install pending",
+            PackageStatusEnum::Installing => "installing",
+            PackageStatusEnum::InstallFailed => "install failed",
+            PackageStatusEnum::Downloading => "downloading",
+        };
+        let or_null = |text: &String| Json::or_null((!text.is_empty()).then(|| Json::text(text)));
+        Json::object([
+            ("name", Json::text(&package.name)),
+            ("version", or_null(&package.agent_has_version)),
+            ("offered_version", or_null(&package.server_offered_version)),
+            ("status", Json::text(status)),
+            ("error", or_null(&package.error_message)),
+        ])
+    });
+    Json::List(list.collect())
 }
 
 fn workload(snapshot: &Snapshot) -> Json {

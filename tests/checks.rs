@@ -18,9 +18,11 @@ use std::thread;
 use std::time::Duration;
 
 use chiton::agent::metrics::Figures;
+use chiton::agent::packages::set::Running;
 use chiton::agent::rollout::{Memory, Staged};
 use chiton::agent::{Action, Agent, Config, Event, Host};
 use chiton::clock::{Mono, Now, Wall};
+use chiton::signature::Keyring;
 use chiton_proto::any_value::Value;
 use chiton_proto::{AgentToServer, ComponentHealth};
 use common::{Home, Peer, Server, Settings, eventually, is_alive};
@@ -337,8 +339,9 @@ fn core(health: &str) -> (Agent, Vec<Action>) {
         "opamp: {{ server: {{ endpoint: \"ws://a\" }}, workload: {{ command: [/a] }}, health: {{ {health} }} }}"
     );
     let loaded = chiton::settings::from_text(&text, "test", &BTreeMap::<&str, &str>::new());
-    let config = Config::new(&loaded.unwrap().settings, Host::default());
-    let mut agent = Agent::new(config, Memory::default(), 1, at(0));
+    let config =
+        Config::new(&loaded.unwrap().settings, Host::default(), Keyring::new(Vec::new(), 1, &[]));
+    let mut agent = Agent::new(config, Memory::default(), Running::default(), 1, at(0));
     let mut actions = Vec::new();
     agent.boot(at(0), &mut actions);
     agent.handle(Event::Staged(Staged::Nothing), at(0), &mut actions);

@@ -4,9 +4,9 @@ use chiton_proto::AgentCapabilities as Bit;
 
 use crate::settings::Settings;
 
-/// The bits for these settings. A capability that cannot work is not claimed (PRODUCT.md §3).
+/// The bits for these settings; `packages`: some package could be accepted. A capability that cannot work is not claimed (PRODUCT.md §3).
 #[must_use]
-pub fn usable(settings: &Settings) -> u64 {
+pub fn usable(settings: &Settings, packages: bool) -> u64 {
     let wanted = settings.capabilities;
     let restarts = settings.workload.as_ref().is_some_and(crate::settings::Workload::restarts);
     [
@@ -14,6 +14,11 @@ pub fn usable(settings: &Settings) -> u64 {
         (wanted.accepts_remote_config, Bit::AcceptsRemoteConfig),
         (wanted.reports_remote_config && wanted.accepts_remote_config, Bit::ReportsRemoteConfig),
         (wanted.reports_effective_config, Bit::ReportsEffectiveConfig),
+        (wanted.accepts_packages && packages, Bit::AcceptsPackages),
+        (
+            wanted.accepts_packages && packages && wanted.reports_package_statuses,
+            Bit::ReportsPackageStatuses,
+        ),
         (wanted.reports_health, Bit::ReportsHealth),
         (wanted.reports_heartbeat, Bit::ReportsHeartbeat),
         (wanted.accepts_restart_command && restarts, Bit::AcceptsRestartCommand),

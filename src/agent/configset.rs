@@ -58,29 +58,36 @@ pub struct PlacedFile {
     pub body: Bytes,
 }
 
-/// A set of files that may be placed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A set of files that may be placed; the empty one goes with packages before there is a configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigSet {
-    main: PlacedFile,
+    main: Option<PlacedFile>,
     others: Vec<PlacedFile>,
 }
 
 impl ConfigSet {
-    /// The main file's name: `{config_file}` without its directory.
+    /// One that was placed before, its main file among the others.
+    #[must_use]
+    pub fn of(mut files: Vec<PlacedFile>, main: &str) -> Self {
+        let at = files.iter().position(|file| file.name == main);
+        Self { main: at.map(|at| files.remove(at)), others: files }
+    }
+
+    /// The main file's name: `{config_file}` without its directory. Empty where there is none.
     #[must_use]
     pub fn main_name(&self) -> &str {
-        &self.main.name
+        self.main.as_ref().map_or("", |main| &main.name)
     }
 
     /// The main file.
     #[must_use]
-    pub const fn main(&self) -> &PlacedFile {
-        &self.main
+    pub const fn main(&self) -> Option<&PlacedFile> {
+        self.main.as_ref()
     }
 
     /// Every file, the main one first, the others in the order of their names.
     pub fn files(&self) -> impl Iterator<Item = &PlacedFile> {
-        core::iter::once(&self.main).chain(&self.others)
+        self.main.iter().chain(&self.others)
     }
 
     /// Bytes of all files.
@@ -313,14 +320,14 @@ pub fn place(
     let beneath = local.and_then(|local| local.body).filter(|body| !is_blank(body));
     if rules.layout == Layout::Merge {
         let main = merge_all(files, beneath, unnamed, rules)?;
-        return Ok(ConfigSet { main, others: Vec::new() });
+        return Ok(ConfigSet { main: Some(main), others: Vec::new() });
     }
     let at = main_index(&files, local, rules).ok_or(Refusal::NoMainFile { files: files.len() })?;
     let mut main = files.remove(at);
     if let Some(beneath) = beneath.filter(|_| is_yaml(&main.name, &main.content_type)) {
         main.body = lay_over(&main, beneath, local.map_or("", |local| local.name), rules)?;
     }
-    Ok(ConfigSet { main, others: files })
+    Ok(ConfigSet { main: Some(main), others: files })
 }
 
 /// Where an empty name is placed.
@@ -405,7 +412,7 @@ fn local_alone(
         role: String::new(),
         body: Bytes::copy_from_slice(body),
     };
-    Ok(ConfigSet { main, others: Vec::new() })
+    Ok(ConfigSet { main: Some(main), others: Vec::new() })
 }
 
 fn main_index(
@@ -624,7 +631,7 @@ mod tests {
             (None, rules(), "config.yaml"),
         ] {
             let set = place(Some(&one), local, &rules).unwrap();
-            assert_eq!((set.main_name(), set.main().offered.as_str()), (name, ""));
+            assert_eq!((set.main_name(), set.main().unwrap().offered.as_str()), (name, ""));
         }
     }
 
@@ -654,7 +661,7 @@ mod tests {
     fn without_a_local_file_bodies_are_placed_byte_for_byte() {
         let body = "b:   1 # kept\r\na: [1,\n 2]";
         let set = place(Some(&offer(&[("", body), ("z.txt", "\0z")])), None, &rules()).unwrap();
-        assert_eq!(set.main().body, body);
+        assert_eq!(set.main().unwrap().body, body);
         assert_eq!(names(&set), ["config.yaml", "z.txt"]);
         assert_eq!(set.total_size(), body.len() + 2);
         // Also what is no YAML, and what is over max_merge: nothing is merged.
@@ -670,17 +677,17 @@ mod tests {
         let objects = offer(&[("", "m: {b: 2}\nl: [2]"), ("other.yaml", "o: 1")]);
         let set =
             place(Some(&objects), local("config.yaml", "m: {a: 1}\nl: [1]\n"), &rules()).unwrap();
-        assert_eq!(set.main().body, "m:\n  a: 1\n  b: 2\nl:\n- 2\n");
+        assert_eq!(set.main().unwrap().body, "m:\n  a: 1\n  b: 2\nl:\n- 2\n");
         assert_eq!(set.files().nth(1).unwrap().body, "o: 1");
     }
 
     #[test]
     fn a_blank_half_leaves_the_other_as_it_is() {
         let set = place(Some(&offer(&[("", "b:   1")])), local("c.yaml", " \n"), &rules()).unwrap();
-        assert_eq!(set.main().body, "b:   1");
+        assert_eq!(set.main().unwrap().body, "b:   1");
         let objects = offer(&[("", "\n"), ("x.yaml", "x: 1")]);
         let set = place(Some(&objects), local("c.yaml", "b:   1"), &rules()).unwrap();
-        assert_eq!(set.main().body, "b:   1");
+        assert_eq!(set.main().unwrap().body, "b:   1");
     }
 
     #[test]
@@ -691,11 +698,11 @@ mod tests {
             &rules(),
         )
         .unwrap();
-        assert_eq!(set.main().body, "[b]\nk = 1");
+        assert_eq!(set.main().unwrap().body, "[b]\nk = 1");
         let mut objects = offer(&[("", "b: 1")]);
         objects.config_map.get_mut("").unwrap().content_type = "application/yaml".into();
         let set = place(Some(&objects), local("agent.conf", "a: 1"), &rules()).unwrap();
-        assert_eq!(set.main().body, "a: 1\nb: 1\n");
+        assert_eq!(set.main().unwrap().body, "a: 1\nb: 1\n");
     }
 
     #[test]
@@ -728,11 +735,14 @@ mod tests {
         ]);
         let set = place(Some(&objects), local("c.yaml", "v: l\nl: 1"), &rules).unwrap();
         assert_eq!(names(&set), ["c.yaml"]);
-        assert_eq!(set.main().body, "v: unnamed\nl: 1\na: 1\nb: 1\n");
-        assert_eq!(set.main().offered, "");
+        assert_eq!(set.main().unwrap().body, "v: unnamed\nl: 1\na: 1\nb: 1\n");
+        assert_eq!(set.main().unwrap().offered, "");
         // One object and nothing beneath it: as it is.
         let set = place(Some(&offer(&[("x.yaml", "a:   1")])), None, &rules).unwrap();
-        assert_eq!((set.main_name(), &set.main().body[..]), ("config.yaml", &b"a:   1"[..]));
+        assert_eq!(
+            (set.main_name(), &set.main().unwrap().body[..]),
+            ("config.yaml", &b"a:   1"[..])
+        );
         let small = RemoteConfig { allow: Allow { max_merge: 8, ..rules.allow.clone() }, ..rules };
         assert_eq!(word(&[("a", "a: 1"), ("b", "b: 12")], None, &small), "merge_too_large");
     }
@@ -746,7 +756,10 @@ mod tests {
                 "empty config"
             );
             let set = place(Some(&offer(objects)), local("c.yaml", "a:   1"), &rules()).unwrap();
-            assert_eq!((set.main_name(), &set.main().body[..]), ("c.yaml", &b"a:   1"[..]));
+            assert_eq!(
+                (set.main_name(), &set.main().unwrap().body[..]),
+                ("c.yaml", &b"a:   1"[..])
+            );
         }
         assert_eq!(place(None, None, &rules()).unwrap_err(), Refusal::Empty);
         // The owner's own file is bound by no rule for offers, and is placed where a remote one would be.
@@ -756,7 +769,7 @@ mod tests {
             ..rules()
         };
         let set = place(None, local("c.yaml", "a: 1"), &strict).unwrap();
-        assert_eq!((set.main_name(), set.main().offered.as_str()), ("m.yaml", "c.yaml"));
+        assert_eq!((set.main_name(), set.main().unwrap().offered.as_str()), ("m.yaml", "c.yaml"));
     }
 
     #[test]

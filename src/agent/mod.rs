@@ -14,6 +14,7 @@ pub mod health;
 pub mod identity;
 pub mod merge;
 pub mod metrics;
+pub mod packages;
 pub mod redact;
 pub mod report;
 pub mod rollout;
@@ -27,7 +28,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use chiton_proto::{
-    AgentCapabilities, AgentConfigMap, AgentDescription, AnyValue, CommandType, ComponentHealth,
+    AgentCapabilities, AgentDescription, AgentRemoteConfig, AnyValue, CommandType, ComponentHealth,
     KeyValue, Message, PackageStatuses, RemoteConfigStatus, ServerToAgent, any_value,
 };
 
@@ -36,13 +37,17 @@ use self::degrade::Degrading;
 pub use self::govern::{RESTART_INTERVAL, Reread};
 use self::health::{CheckResult, Health, Rounds};
 use self::metrics::{Figures, Measuring};
+use self::packages::policy::{self, Device, Policy};
+use self::packages::set::Running;
+use self::packages::{Packages, Taken, Unobtained, Wanted};
 use self::report::Facets;
-use self::rollout::{Digest, Generation, Memory, Rollout, Staged};
+use self::rollout::{Candidate, Digest, Generation, Memory, Rollout, Staged};
 use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, Verdict, Wire};
 use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{Mono, Now};
 use crate::settings::{Apply, DegradeAction, Owner, Scheme, Settings};
+use crate::signature::Keyring;
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -95,8 +100,24 @@ pub enum Event {
     Armed(Result<(), String>),
     /// Answers [`Action::Substitute`].
     Substituted(Result<(), String>),
-    /// Answers [`Action::Activate`].
-    Activated(Result<(), String>),
+    /// Answers [`Action::Activate`]: with what runs now.
+    Activated(Result<Running, String>),
+    /// Bytes of what [`Action::Obtain`] asked for have arrived.
+    Progress {
+        /// The round it belongs to.
+        round: u64,
+        /// Bytes that are here.
+        had: u64,
+        /// Bytes there are, where that is known.
+        total: Option<u64>,
+    },
+    /// Answers [`Action::Obtain`].
+    Obtained {
+        /// The round it belongs to.
+        round: u64,
+        /// Whether it is here: verified and unpacked.
+        result: Result<(), Unobtained>,
+    },
     /// Answers [`Action::Remember`].
     Remembered(Result<(), String>),
     /// Answers [`Action::Reload`] and [`Action::RunApply`].
@@ -168,8 +189,8 @@ pub enum Action {
     KeepUid(Uid),
     /// Place a set as a new generation. → [`Event::Staged`]
     Stage {
-        /// The offered objects; [`None`]: the local file alone.
-        offer: Option<AgentConfigMap>,
+        /// What is to be placed.
+        candidate: Candidate,
         /// Contents that need not be written.
         known: Vec<Digest>,
         /// False: only say what it would be.
@@ -183,7 +204,21 @@ pub enum Action {
         after_going_back: Box<Memory>,
     },
     /// Dry run of a generation. → [`Event::Validated`]
-    Validate(Generation),
+    Validate {
+        /// Which.
+        generation: Generation,
+        /// Its packages are new: they are labelled and tried too.
+        packages: bool,
+        /// Its configuration is new.
+        config: bool,
+    },
+    /// Have a file of a package here; drop what was asked for before. → [`Event::Obtained`]
+    Obtain(Box<Wanted>),
+    /// Another offer of packages: drop what was asked for, and what has arrived of files that it does not have.
+    Prepare {
+        /// SHA-256 of the files that it has.
+        keep: Vec<Digest>,
+    },
     /// Place this file of the device's own and run with it. → [`Event::Substituted`]
     Substitute(PathBuf),
     /// Swap the running generation. → [`Event::Activated`]
@@ -224,11 +259,15 @@ pub struct Config {
     /// The first check after a start comes no later than this.
     first_check: Duration,
     apply: Apply,
+    apply_packages: Apply,
+    packages: Policy,
     /// As it is before anything has happened.
     workload: Option<Supervision>,
     degrading: Degrading,
     /// The command names `{config_file}` or `{config_dir}`: without a configuration it is not started.
     needs_config: bool,
+    /// The command names these packages: without them it is not started.
+    needs_packages: Vec<String>,
     /// There is something to check beside the process being alive.
     has_checks: bool,
     check_interval: Duration,
@@ -260,7 +299,7 @@ struct Attributes {
 impl Config {
     /// Picks what the core needs.
     #[must_use]
-    pub fn new(settings: &Settings, host: Host) -> Self {
+    pub fn new(settings: &Settings, host: Host, keyring: Keyring) -> Self {
         let server = &settings.server;
         let heartbeats =
             settings.capabilities.reports_heartbeat && !server.heartbeat_interval.is_zero();
@@ -270,6 +309,8 @@ impl Config {
                 Owner::Chiton { command } => command.iter().any(|word| word.contains("{config_")),
                 Owner::External(_) => false,
             });
+        let attributes = Attributes::new(settings, host);
+        let policy = Policy::new(keyring, settings.packages.clone(), attributes.device());
         Self {
             session: session::Rules {
                 endpoint: server.endpoint.to_string(),
@@ -281,12 +322,17 @@ impl Config {
                 poll: server.poll_interval,
                 timeouts: server.timeouts,
                 reconnect: server.reconnect,
-                capabilities: capabilities::usable(settings),
+                capabilities: capabilities::usable(settings, policy.is_usable()),
                 request_uid: settings.agent.request_instance_uid,
             },
-            rollout: rollout::Rules::new(remote),
+            rollout: rollout::Rules::new(
+                remote,
+                !settings.packages.verify.is_empty() || !settings.packages.after_install.is_empty(),
+            ),
             first_check: settings.health.check_interval.min(remote.rollback.interval),
             apply: remote.apply.clone(),
+            apply_packages: settings.packages.apply.clone(),
+            packages: policy,
             workload: settings.workload.as_ref().map(|workload| match &workload.owner {
                 Owner::Chiton { .. } => Supervision::new(workload.restart),
                 Owner::External(_) => {
@@ -298,6 +344,7 @@ impl Config {
                 remote.rollback.crash_loop,
             ),
             needs_config,
+            needs_packages: needed_packages(settings),
             has_checks: settings
                 .health
                 .checks
@@ -309,10 +356,21 @@ impl Config {
                 healthy_after: settings.health.healthy_after,
             },
             metrics: measured(settings),
-            attributes: Attributes::new(settings, host),
+            attributes,
             bounds: Bounds { max_message: server.max_message_size, ..Bounds::default() },
         }
     }
+}
+
+/// The packages that the workload's command names.
+fn needed_packages(settings: &Settings) -> Vec<String> {
+    let words = settings.workload.as_ref().map(|workload| match &workload.owner {
+        Owner::Chiton { command } => command.as_slice(),
+        Owner::External(_) => &[],
+    });
+    let after =
+        words.unwrap_or_default().iter().flat_map(|word| word.split("{package_dir:").skip(1));
+    after.filter_map(|rest| rest.split_once('}')).map(|(name, _)| name.to_owned()).collect()
 }
 
 /// What is measured of the workload, and how often.
@@ -349,6 +407,15 @@ impl Attributes {
         Self { identifying, non_identifying }
     }
 
+    /// What a manifest's target is compared with.
+    fn device(&self) -> Device {
+        let all = self.identifying.iter().chain(&self.non_identifying);
+        Device {
+            platforms: policy::platforms(),
+            attributes: all.map(|(name, value)| (name.clone(), value.clone())).collect(),
+        }
+    }
+
     fn describe(&self, uid: Uid) -> AgentDescription {
         fn list(attributes: &BTreeMap<String, String>) -> Vec<KeyValue> {
             attributes.iter().map(|(key, value)| string(key, value)).collect()
@@ -381,6 +448,8 @@ pub struct Agent {
     state: Managed,
     /// As it was when it was last compared.
     health: ComponentHealth,
+    /// As they were when they were last compared.
+    packages: PackageStatuses,
     shutting_down: bool,
     check_round: u64,
     next_check: Option<Mono>,
@@ -397,6 +466,7 @@ pub struct Agent {
 struct Managed {
     config: Config,
     rollout: Rollout,
+    packages: Packages,
     workload: Option<Supervision>,
     degrading: Degrading,
     /// What was last done by the device's own rules, and when.
@@ -446,13 +516,32 @@ impl Reportable for Managed {
     }
 
     fn package_statuses(&self) -> PackageStatuses {
-        PackageStatuses::default()
+        self.packages.statuses(&self.rollout)
     }
 }
 
 impl Managed {
+    /// Whether the workload's command names what is not there yet.
     fn waits_for_config(&self) -> bool {
-        self.config.needs_config && self.rollout.memory().committed.is_none()
+        let placed = self.rollout.memory().committed.is_some() && self.packages.has_config();
+        (self.config.needs_config && !placed) || self.waits_for_package().is_some()
+    }
+
+    /// How the workload is made to use what is new.
+    fn apply(&self) -> &Apply {
+        let Config { apply, apply_packages, .. } = &self.config;
+        match (self.rollout.changes_packages(), self.rollout.changes_config()) {
+            (true, false) => apply_packages,
+            // Together: a restart serves both, and so does nothing less.
+            (true, true) if apply != apply_packages => &Apply::Restart,
+            _ => apply,
+        }
+    }
+
+    /// A package that the workload's command names and that does not run.
+    fn waits_for_package(&self) -> Option<&str> {
+        let needed = self.config.needs_packages.iter();
+        needed.map(String::as_str).find(|name| !self.packages.names().any(|it| it == *name))
     }
 
     /// Whether what is committed runs as well as it can: seen well, or not in its time, or it died.
@@ -500,6 +589,8 @@ pub struct Snapshot {
     pub phase: &'static str,
     /// What runs by right.
     pub committed: Option<Generation>,
+    /// PackageStatuses.
+    pub packages: PackageStatuses,
     /// The workload's process.
     pub pid: Option<u32>,
     /// Restarts of the workload after crashes.
@@ -509,12 +600,13 @@ pub struct Snapshot {
 impl Agent {
     /// An agent that has not begun: `memory` is what the store has, `seed` feeds the jitter.
     #[must_use]
-    pub fn new(config: Config, memory: Memory, seed: u64, now: Now) -> Self {
+    pub fn new(config: Config, memory: Memory, running: Running, seed: u64, now: Now) -> Self {
         Self {
             session: None,
             seed,
             state: Managed {
                 rollout: Rollout::new(config.rollout, memory, now),
+                packages: Packages::new(config.packages.clone(), running),
                 workload: config.workload.clone(),
                 degrading: config.degrading.clone(),
                 degraded: None,
@@ -524,6 +616,7 @@ impl Agent {
                 config,
             },
             health: ComponentHealth::default(),
+            packages: PackageStatuses::default(),
             shutting_down: false,
             check_round: 0,
             next_check: None,
@@ -613,8 +706,18 @@ impl Agent {
                 self.changed(Facets::EFFECTIVE_CONFIG);
             }
             Event::Activated(result) => {
+                let result = result.map(|running| self.state.packages.run(running));
                 self.on_rollout(now, actions, |rollout, out| rollout.activated(result, out));
                 self.changed(Facets::EFFECTIVE_CONFIG);
+            }
+            Event::Progress { round, had, total } => {
+                self.state.packages.progressed(round, had, total, now);
+            }
+            Event::Obtained { round, result } => {
+                let mut orders = Vec::new();
+                let taken = self.state.packages.obtained(round, result, now, &mut orders);
+                self.obtain(orders, actions);
+                self.on_packages(taken, None, now, actions);
             }
             Event::Remembered(result) => {
                 self.on_rollout(now, actions, |rollout, out| rollout.remembered(result, now, out));
@@ -719,6 +822,17 @@ impl Agent {
         }
     }
 
+    /// The names of the packages that run.
+    pub fn package_names(&self) -> impl Iterator<Item = &str> {
+        self.state.packages.names()
+    }
+
+    /// How the workload is made to use what is under way.
+    #[must_use]
+    pub fn apply_by(&self) -> &Apply {
+        self.state.apply()
+    }
+
     /// A view for people.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -737,6 +851,7 @@ impl Agent {
                 .goes_back()
                 .unwrap_or_else(|| self.state.rollout.memory())
                 .committed,
+            packages: self.state.package_statuses(),
             pid: self.pid(),
             restarts: workload.map_or(0, Supervision::restarts),
         }
@@ -795,14 +910,60 @@ impl Agent {
     }
 
     fn offers(&mut self, message: ServerToAgent, now: Now, actions: &mut Vec<Action>) {
-        let Some(offer) = message.remote_config else { return };
-        if !capabilities::has(self.capabilities(), AgentCapabilities::AcceptsRemoteConfig) {
-            // opamp-spec L665: what we have no capability for is ignored.
+        // opamp-spec L665: what we have no capability for is ignored.
+        let accepts = |bit| capabilities::has(self.capabilities(), bit);
+        let config_too = accepts(AgentCapabilities::AcceptsRemoteConfig);
+        let packages_too = accepts(AgentCapabilities::AcceptsPackages);
+        if message.remote_config.is_some() && !config_too {
             let text = "ignored a remote configuration: accepts_remote_config is off".to_owned();
             actions.push(Action::Log(Tone::Peer, text));
-            return;
         }
-        self.on_rollout(now, actions, |rollout, out| rollout.offered(offer, now, out));
+        if message.packages_available.is_some() && !packages_too {
+            let text =
+                "ignored packages: accepts_packages is off, or there is no usable trusted key";
+            actions.push(Action::Log(Tone::Peer, text.to_owned()));
+        }
+        let config = message.remote_config.filter(|_| config_too);
+        let Some(packages) = message.packages_available.filter(|_| packages_too) else {
+            return self.on_packages(Taken::Ignored, config, now, actions);
+        };
+        let mut orders = Vec::new();
+        let taken = self.state.packages.offered(&packages, &self.state.rollout, now, &mut orders);
+        let again = matches!(taken, Taken::Working) && orders.is_empty();
+        if !again && taken != Taken::Ignored {
+            self.state.rollout.forsake_packages();
+            actions.push(Action::Prepare { keep: self.state.packages.awaited() });
+        }
+        self.obtain(orders, actions);
+        self.on_packages(taken, config, now, actions);
+    }
+
+    /// What an offer of packages came to, and the configuration that came with it.
+    fn on_packages(
+        &mut self,
+        taken: Taken,
+        config: Option<AgentRemoteConfig>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        self.on_rollout(now, actions, |rollout, out| match (taken, config) {
+            (Taken::Ignored, None) | (Taken::Working, None) => false,
+            (Taken::Ignored, Some(config)) => rollout.offered(config, now, out),
+            (Taken::Working, Some(config)) => rollout.held(config),
+            (Taken::Ready(plan), config) => {
+                let changed = config.is_some_and(|config| rollout.held(config));
+                rollout.packages_ready(plan, now, out);
+                changed
+            }
+            (Taken::Concluded(outcome), config) => {
+                let changed = config.is_some_and(|config| rollout.held(config));
+                rollout.packages_concluded(outcome, now, out) || changed
+            }
+        });
+    }
+
+    fn obtain(&self, orders: Vec<Wanted>, actions: &mut Vec<Action>) {
+        actions.extend(orders.into_iter().map(|wanted| Action::Obtain(Box::new(wanted))));
     }
 
     /// The workload took a new configuration, or could not.
@@ -977,6 +1138,17 @@ impl Agent {
                 actions.push(Action::Measure { round });
             }
         }
+        if self.state.rollout.leaves_workload_alone() {
+            let Managed { packages, rollout, .. } = &mut self.state;
+            packages.settle(&rollout.memory().packages);
+        }
+        if capabilities::has(self.capabilities(), AgentCapabilities::ReportsPackageStatuses) {
+            let packages = self.state.package_statuses();
+            if self.packages != packages {
+                self.packages = packages;
+                self.changed(Facets::PACKAGE_STATUSES);
+            }
+        }
         self.state.health.note(self.state.workload.as_ref(), self.state.waits_for_config(), now);
         let health = self.state.health();
         if self.health != health {
@@ -1024,13 +1196,24 @@ impl Agent {
         if let Some(workload) = &mut self.state.workload
             && workload.is_external()
         {
-            let apply = self.state.config.apply.clone();
+            let apply = self.state.apply().clone();
             return self.on_workload(actions, |workload, out| workload.apply(&apply, now, out));
         }
         let back_to = self.state.rollout.goes_back();
-        let back_to_nothing = self.state.config.needs_config
-            && back_to.is_some_and(|memory| memory.committed.is_none());
-        match &self.state.config.apply {
+        let back_to_nothing = self.state.waits_for_package().is_some()
+            || self.state.config.needs_config
+                && back_to.is_some_and(|memory| memory.committed.is_none());
+        // The workload cannot run yet: what is placed is one step towards it, and cannot be judged.
+        let unjudged = back_to.is_none()
+            && self.state.config.needs_config
+            && !self.state.packages.has_config();
+        match self.state.apply() {
+            _ if unjudged => {
+                self.on_rollout(now, actions, |rollout, out| {
+                    rollout.placed(now, out);
+                    false
+                });
+            }
             _ if self.state.workload.is_none() => self.applied(Ok(()), now, actions),
             _ if back_to_nothing => {
                 self.on_workload(actions, Supervision::stop);
@@ -1103,13 +1286,17 @@ impl Agent {
     ) {
         for order in orders {
             match order {
-                rollout::Order::Stage { offer, known, write } => {
-                    actions.push(Action::Stage { offer, known, write });
+                rollout::Order::Stage { candidate, known, write } => {
+                    actions.push(Action::Stage { candidate, known, write });
                 }
                 rollout::Order::Arm { memory, after_going_back } => {
                     actions.push(Action::Arm { memory, after_going_back });
                 }
-                rollout::Order::Validate(generation) => actions.push(Action::Validate(generation)),
+                rollout::Order::Validate(generation) => actions.push(Action::Validate {
+                    generation,
+                    packages: self.state.rollout.changes_packages(),
+                    config: self.state.rollout.changes_config(),
+                }),
                 rollout::Order::Substitute(file) => actions.push(Action::Substitute(file)),
                 rollout::Order::Activate(generation) => actions.push(Action::Activate(generation)),
                 rollout::Order::Remember(memory) => actions.push(Action::Remember(memory)),

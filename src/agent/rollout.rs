@@ -14,6 +14,8 @@
 //! written down (`Condemning`) before the way back is taken (`Returning`), and an outcome is durable before it is
 //! reported. The states are in memory; what must outlive a power cut is [`Memory`].
 
+mod memory;
+
 use core::time::Duration;
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -23,11 +25,14 @@ use chiton_proto::{AgentConfigMap, AgentRemoteConfig, RemoteConfigStatus, Remote
 
 use super::cut;
 use super::health::{CheckResult, Pass};
-use crate::clock::{Mono, Now, Wall};
+use super::packages::set::Plan;
+use crate::clock::{Mono, Now};
 use crate::settings::{RemoteConfig, Rollback};
 
-/// Contents that failed and are remembered, newest first.
-pub const MAX_FAILED: usize = 16;
+pub use memory::{
+    Attempt, Digest, Failed, Floors, Generation, MAX_FAILED, MAX_FLOORS, Memory, Outcome,
+    PackageFailure, Packaged, Parts,
+};
 
 /// Trials an hour, whoever asks for them: beyond, the newest offer waits.
 pub const TRIALS_AN_HOUR: usize = 12;
@@ -35,93 +40,57 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// What the disk refused is tried again after so long.
 pub const DISK_PAUSE: Duration = Duration::from_secs(60);
 
-/// SHA-256 over the contents of a placed set.
-pub type Digest = [u8; 32];
-
-/// One complete set of config files under the state directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Generation {
-    /// Its number: rises, never reused.
-    pub number: u64,
-    /// What is in it.
-    pub digest: Digest,
-    /// Whether an offer is part of it, or the local file alone.
-    pub remote: bool,
+/// Where a candidate's configuration comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// The local file alone.
+    Local,
+    /// These objects, over the local file.
+    Offer(AgentConfigMap),
+    /// What is committed.
+    Keep,
 }
 
-/// Contents that failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failed {
-    /// What was in it.
-    pub digest: Digest,
-    /// Why it failed.
-    pub reason: String,
-    /// The hash that it was offered with.
-    pub hash: Bytes,
+/// What is to become a generation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its configuration.
+    pub config: Source,
+    /// Its packages; [`None`]: those that are committed.
+    pub packages: Option<Plan>,
 }
 
-/// A trial that has begun.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attempt {
-    /// The candidate.
-    pub generation: Generation,
-    /// The hash that it was offered with.
-    pub hash: Bytes,
-    /// The how-many-eth trial of it this is; 1 is the first.
-    pub number: u32,
-}
-
-/// What became of the last offer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Outcome {
-    /// Nothing has been offered.
-    #[default]
-    Unset,
-    /// It runs.
-    Applied,
-    /// It was refused or failed.
-    Failed(String),
-}
-
-/// What is kept on disk about the life cycle.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// What runs by right.
-    pub committed: Option<Generation>,
-    /// What ran by right before it: where a late rollback leads.
-    pub previous: Option<Generation>,
-    /// When `committed` was.
-    pub committed_at: Wall,
-    /// The trial that is under way; found at the start, it was interrupted.
-    pub trial: Option<Attempt>,
-    /// The hash of the last offer whose outcome is known.
-    pub received: Option<Bytes>,
-    /// Its outcome.
-    pub outcome: Outcome,
-    /// Contents that failed, newest first, at most [`MAX_FAILED`].
-    pub failed: VecDeque<Failed>,
-}
-
-impl Memory {
-    fn failure(&self, digest: &Digest) -> Option<&Failed> {
-        self.failed.iter().find(|failed| failed.digest == *digest)
+impl Candidate {
+    /// The objects that are offered.
+    #[must_use]
+    pub const fn offer(&self) -> Option<&AgentConfigMap> {
+        match &self.config {
+            Source::Offer(objects) => Some(objects),
+            Source::Local | Source::Keep => None,
+        }
     }
+}
 
-    fn remember_failure(&mut self, digest: Digest, reason: &str, hash: &Bytes) {
-        self.failed.retain(|failed| failed.digest != digest);
-        self.failed.push_front(Failed { digest, reason: reason.to_owned(), hash: hash.clone() });
-        self.failed.truncate(MAX_FAILED);
-    }
+/// A word of the packages' part: an offer of packages has its outcome without a trial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackagesOutcome {
+    /// `all_packages_hash` of the offer.
+    pub hash: Bytes,
+    /// What was wrong with it as a whole.
+    pub error: String,
+    /// What is not installed; with no error and none of these, all is as offered.
+    pub failed: Vec<PackageFailure>,
+    /// The same offer is worth another try.
+    pub transient: bool,
 }
 
 /// What the life cycle wants done. Each but [`Order::Say`] is answered by the method that it names.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Order {
-    /// Place the set of an offer ([`None`]: the local file alone) as a new generation, unless its contents are
-    /// `known`. → [`Rollout::staged`]
+    /// Place a candidate as a new generation, unless its contents are `known`. → [`Rollout::staged`]
     Stage {
-        /// The offered objects.
-        offer: Option<AgentConfigMap>,
+        /// What is to be placed.
+        candidate: Candidate,
         /// Contents that need not be written.
         known: Vec<Digest>,
         /// False: only say what it would be.
@@ -210,36 +179,47 @@ struct Gate {
 pub struct Rules {
     rollback: Rollback,
     min_interval: Duration,
+    /// There is a dry run for configurations, and for packages.
     validates: bool,
+    verifies: bool,
 }
 
 impl Rules {
-    /// Picks them from the settings.
+    /// Picks them from the settings; `verifies`: packages have a dry run.
     #[must_use]
-    pub fn new(settings: &RemoteConfig) -> Self {
+    pub const fn new(settings: &RemoteConfig, verifies: bool) -> Self {
         Self {
             rollback: settings.rollback,
             min_interval: settings.min_interval,
             validates: !settings.validate.is_empty(),
+            verifies,
         }
+    }
+
+    const fn validates(&self, packages: bool) -> bool {
+        self.validates || (self.verifies && packages)
     }
 }
 
 /// The offer under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Current {
-    hash: Bytes,
-    /// Kept until it is staged: what the disk refuses is tried again.
-    offer: Option<AgentConfigMap>,
+    parts: Parts,
+    /// The offered objects, until they are staged: what the disk refuses is tried again.
+    objects: Option<AgentConfigMap>,
+    /// It came from the disk, not from the server.
+    repeats: bool,
 }
 
 /// An offer that is not taken up yet.
 #[derive(Clone, Debug)]
 struct Waiting {
-    hash: Bytes,
-    offer: Option<AgentConfigMap>,
+    parts: Parts,
+    objects: Option<AgentConfigMap>,
     /// Not before this.
     from: Mono,
+    /// Its packages are not there yet.
+    held: bool,
     /// Why the disk refused it: what the status says. Else: APPLYING. It is no outcome, and not on record: after a
     /// restart the offer counts as new.
     refused: Option<String>,
@@ -277,6 +257,8 @@ pub struct Rollout {
     sick: Vec<String>,
     /// What is committed does not run: a configuration of the device's own does.
     substituted: bool,
+    /// Packages that have their outcome, to be written down when nothing else is.
+    concluded: Option<(Parts, PackagesOutcome)>,
 }
 
 /// A commit that crashes can still undo.
@@ -303,6 +285,7 @@ impl Rollout {
             astray: None,
             sick: Vec::new(),
             substituted: false,
+            concluded: None,
         };
         let age = now.wall.0.checked_sub(rollout.memory.committed_at.0);
         let within = rules.rollback.crash_loop.within;
@@ -347,18 +330,16 @@ impl Rollout {
     #[must_use]
     pub fn status(&self) -> RemoteConfigStatus {
         // opamp-spec L1395: the hash is that of the last offer received, also while it waits.
-        if let Some(Waiting { hash, refused: Some(reason), .. }) = &self.waiting {
+        if let Some(Waiting { parts, refused: Some(reason), .. }) = &self.waiting
+            && let Some(hash) = &parts.config
+        {
             return RemoteConfigStatus {
                 last_remote_config_hash: hash.clone(),
                 status: RemoteConfigStatuses::Failed.into(),
                 error_message: reason.clone(),
             };
         }
-        let waiting = self.waiting.as_ref().map(|waiting| &waiting.hash);
-        let applying = waiting
-            .or(self.current.as_ref().map(|current| &current.hash))
-            .or(self.interrupted.as_ref().map(|(trial, _)| &trial.hash));
-        if let Some(hash) = applying {
+        if let Some(hash) = self.newest() {
             return RemoteConfigStatus {
                 last_remote_config_hash: hash.clone(),
                 status: RemoteConfigStatuses::Applying.into(),
@@ -387,15 +368,24 @@ impl Rollout {
                 let reason =
                     format!("its trial was interrupted {} times, and is given up", trial.number);
                 out.push(Order::Say(reason.clone()));
-                self.memory.remember_failure(trial.generation.digest, &reason, &trial.hash);
-                self.memory.received = Some(trial.hash);
-                self.memory.outcome = Outcome::Failed(reason);
+                self.memory.remember_failure(trial.generation.digest, &reason, &trial.parts.hash());
+                self.memory.fails(&trial.parts, &reason);
                 self.unwritten = Some(Mono::default());
             }
         }
         if self.memory.committed.is_none_or(|committed| !committed.remote) {
-            self.stage(None, true, out);
+            self.stage(true, out);
         }
+    }
+
+    /// The hash of the newest configuration that has no outcome yet.
+    fn newest(&self) -> Option<&Bytes> {
+        let waiting = self.waiting.as_ref().and_then(|waiting| waiting.parts.config.as_ref());
+        let concluded = self.concluded.as_ref().and_then(|(parts, _)| parts.config.as_ref());
+        waiting
+            .or(self.current.as_ref().and_then(|current| current.parts.config.as_ref()))
+            .or(concluded)
+            .or(self.interrupted.as_ref().and_then(|(trial, _)| trial.parts.config.as_ref()))
     }
 
     /// When an interrupted trial waits no longer for what is committed, which runs since then, to prove itself: with
@@ -420,48 +410,139 @@ impl Rollout {
             "repeating the trial of generation {}, which was interrupted",
             trial.generation.number
         )));
-        self.current = Some(Current { hash: trial.hash.clone(), offer: None });
+        self.current = Some(Current { parts: trial.parts.clone(), objects: None, repeats: true });
         self.arm(trial.generation, trial.number.saturating_add(1), now, out);
     }
 
-    /// An offer. True: the status changed.
+    /// A configuration is offered. True: the status changed.
     pub fn offered(&mut self, offer: AgentRemoteConfig, now: Now, out: &mut Vec<Order>) -> bool {
+        if !self.receive(offer) {
+            return false;
+        }
+        self.hurry(now, out);
+        true
+    }
+
+    /// A configuration is offered together with packages that are not there yet: it waits for
+    /// [`Rollout::packages_ready`] or [`Rollout::packages_concluded`]. True: the status changed.
+    pub fn held(&mut self, offer: AgentRemoteConfig) -> bool {
+        let received = self.receive(offer);
+        if let (true, Some(waiting)) = (received, &mut self.waiting) {
+            waiting.held = true;
+        }
+        received
+    }
+
+    /// Takes an offered configuration down as what waits. False: it is the one received last.
+    fn receive(&mut self, offer: AgentRemoteConfig) -> bool {
         let hash = &offer.config_hash;
-        let newest = self.waiting.as_ref().map(|waiting| &waiting.hash);
-        let newest = newest.or(self.current.as_ref().map(|current| &current.hash));
-        let newest = newest.or(self.interrupted.as_ref().map(|(trial, _)| &trial.hash));
-        if !hash.is_empty() && newest.or(self.memory.received.as_ref()) == Some(hash) {
+        if !hash.is_empty() && self.newest().or(self.memory.received.as_ref()) == Some(hash) {
             return false; // as last received: nothing, no report
         }
+        let packages = self.waiting.take().and_then(|waiting| waiting.parts.packages);
         self.waiting = Some(Waiting {
             // A copy: the offer's bytes are parts of the whole message, which they would keep in memory.
-            hash: Bytes::copy_from_slice(hash),
-            offer: offer.config,
+            parts: Parts { config: Some(Bytes::copy_from_slice(hash)), packages },
+            objects: Some(offer.config.unwrap_or_default()),
             from: Mono::default(),
+            held: false,
             refused: None,
         });
         self.interrupted = None;
+        true
+    }
+
+    /// Another offer of packages came: those that wait are not tried any more.
+    pub fn forsake_packages(&mut self) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.parts.packages = None;
+            if waiting.parts.config.is_none() {
+                self.waiting = None;
+            }
+        }
+    }
+
+    /// The offered packages are there: with the configuration that waits for them, if one does, they are a
+    /// candidate.
+    pub fn packages_ready(&mut self, plan: Plan, now: Now, out: &mut Vec<Order>) {
+        let waiting = self.waiting.get_or_insert_with(|| Waiting {
+            parts: Parts::default(),
+            objects: None,
+            from: Mono::default(),
+            held: false,
+            refused: None,
+        });
+        waiting.parts.packages = Some(plan);
+        waiting.held = false;
+        waiting.from = Mono::default();
+        self.interrupted = None;
+        self.hurry(now, out);
+    }
+
+    /// The offered packages need no trial, or there will be none. A configuration that waits for them shares that:
+    /// it goes on alone, or is refused. True: the status changed.
+    pub fn packages_concluded(
+        &mut self,
+        outcome: PackagesOutcome,
+        now: Now,
+        out: &mut Vec<Order>,
+    ) -> bool {
+        let failed = !outcome.error.is_empty() || !outcome.failed.is_empty();
+        let mut parts = Parts::default();
+        if let Some(waiting) = self.waiting.take_if(|waiting| failed && waiting.held) {
+            parts.config = waiting.parts.config;
+        } else if let Some(waiting) = &mut self.waiting {
+            waiting.held = false;
+        }
+        self.concluded = Some((parts, outcome));
+        self.tick(now, out)
+    }
+
+    /// Writes down what became of packages without a trial.
+    fn conclude(&mut self, parts: &Parts, outcome: PackagesOutcome, out: &mut Vec<Order>) {
+        let mut memory = self.memory.clone();
+        let failed = !outcome.error.is_empty() || !outcome.failed.is_empty();
+        let first = outcome.failed.iter().map(|it| format!("{}: {}", it.name, it.error)).next();
+        let why = first.unwrap_or_else(|| outcome.error.clone());
+        memory.fails(parts, &cut(format!("the packages offered with it are not installed: {why}")));
+        memory.packages.installed = (!failed).then(|| outcome.hash.clone());
+        memory.packages.received = Some(outcome.hash);
+        memory.packages.error = outcome.error;
+        memory.packages.failed = outcome.failed;
+        memory.packages.transient = outcome.transient;
+        self.write_down(memory, out);
+    }
+
+    /// Something waits: it begins now, or ends the trial whose place it takes.
+    fn hurry(&mut self, now: Now, out: &mut Vec<Order>) {
         match &self.phase {
             Phase::Idle => self.take_up(now, out),
-            Phase::Trial(generation, _) => {
+            Phase::Trial(generation, _) if self.is_overtaken() => {
                 let generation = *generation;
                 self.end_trial(generation, Fault::Superseded, out);
             }
             _ => {}
         }
-        true
+    }
+
+    /// Whether what waits takes the place of what is under way.
+    fn is_overtaken(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| {
+            let current = self.current.as_ref();
+            !waiting.held && current.is_some_and(|current| current.parts.covered_by(&waiting.parts))
+        })
     }
 
     /// Begins with the offer that waits, if its time has come.
     fn take_up(&mut self, now: Now, out: &mut Vec<Order>) {
-        if self.waiting.as_ref().is_none_or(|waiting| waiting.from > now.mono) {
+        if self.waiting.as_ref().is_none_or(|it| it.held || it.from > now.mono) {
             return;
         }
         let Some(waiting) = self.waiting.take() else { return };
         let write = self.next_trial().is_none_or(|from| from <= now.mono);
-        let offer = waiting.offer.unwrap_or_default();
-        self.current = Some(Current { hash: waiting.hash, offer: Some(offer.clone()) });
-        self.stage(Some(offer), write, out);
+        let Waiting { parts, objects, .. } = waiting;
+        self.current = Some(Current { parts, objects, repeats: false });
+        self.stage(write, out);
     }
 
     /// When the next trial may begin: `min_interval` after the last, [`TRIALS_AN_HOUR`] at most.
@@ -486,8 +567,8 @@ impl Rollout {
             return self.staged_local(staged, out);
         }
         match staged {
-            _ if self.waiting.is_some() => self.superseded(out),
-            Staged::New(generation) if self.rules.validates => {
+            _ if self.is_overtaken() => self.superseded(out),
+            Staged::New(generation) if self.rules.validates(self.changes_packages()) => {
                 self.phase = Phase::Validating(generation);
                 out.push(Order::Validate(generation));
                 false
@@ -538,8 +619,23 @@ impl Rollout {
 
     fn put_off(&mut self, from: Mono, refused: Option<String>) {
         self.phase = Phase::Idle;
-        if let Some(Current { hash, offer }) = self.current.take() {
-            self.waiting = Some(Waiting { hash, offer, from, refused });
+        let Some(current) = self.current.take() else { return };
+        match &mut self.waiting {
+            // What came meanwhile has not all of its parts.
+            Some(waiting) => {
+                if waiting.parts.config.is_none() {
+                    waiting.parts.config = current.parts.config;
+                    waiting.objects = current.objects;
+                }
+                if waiting.parts.packages.is_none() && !waiting.held {
+                    waiting.parts.packages = current.parts.packages;
+                }
+                waiting.from = from;
+            }
+            None => {
+                let Current { parts, objects, .. } = current;
+                self.waiting = Some(Waiting { parts, objects, from, held: false, refused });
+            }
         }
     }
 
@@ -552,14 +648,15 @@ impl Rollout {
     ) -> bool {
         let Phase::Validating(generation) = self.phase else { return false };
         match result {
-            _ if self.waiting.is_some() => self.superseded(out),
+            _ if self.is_overtaken() => self.superseded(out),
             Ok(()) => {
                 self.arm(generation, 1, now, out);
                 false
             }
             Err(reason) => {
                 let reason = cut(reason);
-                self.memory.remember_failure(generation.digest, &reason, &self.hash());
+                let hash = self.parts().hash();
+                self.memory.remember_failure(generation.digest, &reason, &hash);
                 self.settle(Outcome::Failed(reason), out)
             }
         }
@@ -574,7 +671,7 @@ impl Rollout {
                     self.activate(generation, out);
                     false
                 }
-                Err(_) if self.waiting.is_some() => self.superseded(out),
+                Err(_) if self.is_overtaken() => self.superseded(out),
                 Err(reason) => {
                     let text = format!("a trial could not be made safe: {reason}");
                     if let (Some(trial), true) = (memory.trial, self.repeats()) {
@@ -641,7 +738,7 @@ impl Rollout {
             }
             Phase::Applying(generation) => {
                 match result {
-                    _ if self.waiting.is_some() => {
+                    _ if self.is_overtaken() => {
                         self.end_trial(generation, Fault::Superseded, out);
                     }
                     Ok(()) => self.begin_trial(generation, now),
@@ -669,6 +766,14 @@ impl Rollout {
                 self.phase = other;
                 false
             }
+        }
+    }
+
+    /// The answer to [`Order::Apply`] where there is nothing yet that could run: a part is in place, and the rest is
+    /// awaited.
+    pub fn placed(&mut self, now: Now, out: &mut Vec<Order>) {
+        if let Phase::Applying(generation) = self.phase {
+            self.commit(generation, now, out);
         }
     }
 
@@ -810,20 +915,19 @@ impl Rollout {
         let reason =
             cut(format!("it was committed, and then the workload crashed {limit} times: {text}"));
         out.push(Order::Say(format!("rolling back: {reason}")));
-        let hash = self.memory.received.clone().unwrap_or_default();
         let mut memory = self.memory.clone();
-        memory.remember_failure(condemned.digest, &reason, &hash);
-        memory.committed = memory.previous.take();
-        memory.outcome = Outcome::Failed(reason);
+        let parts = memory.committed_as.take().unwrap_or_default();
+        memory.remember_failure(condemned.digest, &reason, &parts.hash());
         // No ping-pong: what is gone back to has nothing behind it.
-        self.current = Some(Current { hash, offer: None });
+        memory.committed = memory.previous.take();
+        memory.undo(&parts, &reason);
+        self.current = Some(Current { parts, ..Current::default() });
         self.condemn(memory, out);
         true
     }
 
     fn watch_commit(&mut self, until: Mono) {
-        let back = self.memory.previous.is_some()
-            && self.memory.committed.is_some_and(|generation| generation.remote);
+        let back = self.memory.previous.is_some() && self.memory.committed_as.is_some();
         self.fresh = back.then_some(Fresh { until, crashes: 0 });
     }
 
@@ -837,7 +941,7 @@ impl Rollout {
         let failed = result.as_ref().err().cloned();
         let changed = match core::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Committing(generation, memory) => {
-                if let (Err(reason), true) = (result, generation.remote) {
+                if let (Err(reason), true) = (result, self.current.is_some()) {
                     let text = format!("the commit could not be written: {reason}");
                     self.end_trial(generation, Fault::Failed(text), out);
                     return false;
@@ -879,10 +983,15 @@ impl Rollout {
             Phase::Trial(_, gate) if gate.checking => Some(gate.ends),
             Phase::Trial(_, gate) => Some(gate.next.min(gate.ends)),
             Phase::Idle => {
-                let waiting = self.waiting.as_ref().map(|waiting| waiting.from);
+                let waiting = self.waiting.as_ref().filter(|waiting| !waiting.held);
+                let waiting = waiting.map(|waiting| waiting.from);
                 let interrupted = self.interrupted.as_ref().map(|(_, from)| *from);
                 let interrupted = interrupted.filter(|from| *from > Mono::default());
-                [waiting, self.unwritten, self.astray, interrupted].into_iter().flatten().min()
+                let concluded = self.concluded.as_ref().map(|_| Mono::default());
+                [waiting, self.unwritten, self.astray, interrupted, concluded]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
             _ => None,
         }
@@ -926,6 +1035,10 @@ impl Rollout {
                     let memory = Box::new(self.memory.clone());
                     out.push(Order::Activate(memory.committed));
                     self.phase = Phase::Returning { memory, applying: false };
+                    return false;
+                }
+                if let Some((parts, outcome)) = self.concluded.take() {
+                    self.conclude(&parts, outcome, out);
                     return false;
                 }
                 // Its time has come: from here on it waits for the workload only.
@@ -978,6 +1091,14 @@ impl Rollout {
             self.memory.outcome = Outcome::Unset;
             forgotten = forgotten.max(1);
         }
+        let packages = &mut self.memory.packages;
+        let failed = !packages.failed.is_empty() || !packages.error.is_empty();
+        if failed && hash.is_none_or(|hash| packages.received.as_deref() == Some(hash)) {
+            packages.received = None;
+            packages.failed.clear();
+            packages.error.clear();
+            forgotten = forgotten.max(1);
+        }
         if forgotten > 0 && self.is_idle() {
             let memory = Box::new(self.memory.clone());
             self.phase = Phase::Settling(memory.clone());
@@ -988,41 +1109,78 @@ impl Rollout {
 
     /// Whether what is under way came from the disk, not from the server.
     fn repeats(&self) -> bool {
-        self.current.as_ref().is_some_and(|current| current.offer.is_none())
+        self.current.as_ref().is_some_and(|current| current.repeats)
     }
 
-    fn hash(&self) -> Bytes {
-        self.current.as_ref().map(|current| current.hash.clone()).unwrap_or_default()
+    fn parts(&self) -> Parts {
+        self.current.as_ref().map(|current| current.parts.clone()).unwrap_or_default()
     }
 
-    fn stage(&mut self, offer: Option<AgentConfigMap>, write: bool, out: &mut Vec<Order>) {
+    /// The packages of the candidate, while there is one.
+    #[must_use]
+    pub fn plan(&self) -> Option<&Plan> {
+        let waiting = self.waiting.as_ref().and_then(|waiting| waiting.parts.packages.as_ref());
+        let interrupted = self.interrupted.as_ref();
+        waiting
+            .or(self.current.as_ref().and_then(|current| current.parts.packages.as_ref()))
+            .or(interrupted.and_then(|(trial, _)| trial.parts.packages.as_ref()))
+    }
+
+    /// `all_packages_hash` of an outcome that is not written down yet.
+    #[must_use]
+    pub fn concluding(&self) -> Option<&PackagesOutcome> {
+        self.concluded.as_ref().map(|(_, outcome)| outcome)
+    }
+
+    /// Whether what is under way changes the packages.
+    #[must_use]
+    pub fn changes_packages(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.parts.packages.is_some())
+    }
+
+    /// Whether what is under way changes the configuration.
+    #[must_use]
+    pub fn changes_config(&self) -> bool {
+        self.current.as_ref().is_none_or(|current| current.parts.config.is_some())
+    }
+
+    fn stage(&mut self, write: bool, out: &mut Vec<Order>) {
         self.phase = Phase::Staging;
         let committed = self.memory.committed.iter().filter(|_| !self.substituted);
         let committed = committed.map(|generation| generation.digest);
         let known =
             committed.chain(self.memory.failed.iter().map(|failed| failed.digest)).collect();
-        out.push(Order::Stage { offer, known, write });
+        let candidate = match &self.current {
+            None => Candidate { config: Source::Local, packages: None },
+            Some(current) => Candidate {
+                config: match &current.objects {
+                    Some(objects) => Source::Offer(objects.clone()),
+                    None => Source::Keep,
+                },
+                packages: current.parts.packages.clone(),
+            },
+        };
+        out.push(Order::Stage { candidate, known, write });
     }
 
     fn arm(&mut self, generation: Generation, number: u32, now: Now, out: &mut Vec<Order>) {
         self.trials.push_front(now.mono);
         self.trials.truncate(TRIALS_AN_HOUR);
-        let hash = self.hash();
+        let parts = self.parts();
         let mut memory = Box::new(self.memory.clone());
-        memory.trial = Some(Attempt { generation, hash: hash.clone(), number });
+        memory.trial = Some(Attempt { generation, parts: parts.clone(), number });
         let mut back = Box::new(self.memory.clone());
         let reason = "its trial failed; the disk was too full to write down why";
         back.trial = None;
-        back.remember_failure(generation.digest, reason, &hash);
-        back.received = Some(hash);
-        back.outcome = Outcome::Failed(reason.to_owned());
+        back.remember_failure(generation.digest, reason, &parts.hash());
+        back.fails(&parts, reason);
         self.phase = Phase::Arming(generation, memory.clone());
         out.push(Order::Arm { memory, after_going_back: back });
     }
 
     fn activate(&mut self, generation: Generation, out: &mut Vec<Order>) {
         if let Some(current) = &mut self.current {
-            current.offer = None; // it is on the disk
+            current.objects = None; // it is on the disk
         }
         self.phase = Phase::Activating(generation);
         out.push(Order::Activate(Some(generation)));
@@ -1030,14 +1188,14 @@ impl Rollout {
 
     fn commit(&mut self, generation: Generation, now: Now, out: &mut Vec<Order>) {
         let mut memory = self.memory.clone();
-        memory.previous = memory.committed.filter(|_| generation.remote);
+        memory.previous = memory.committed.filter(|_| self.current.is_some());
         memory.committed = Some(generation);
+        memory.committed_as = self.current.as_ref().map(|current| current.parts.clone());
         memory.committed_at = now.wall;
         memory.trial = None;
         memory.failed.retain(|failed| failed.digest != generation.digest);
         if let Some(current) = &self.current {
-            memory.received = Some(current.hash.clone());
-            memory.outcome = Outcome::Applied;
+            memory.succeeds(&current.parts);
         }
         let memory = Box::new(memory);
         self.phase = Phase::Committing(generation, memory.clone());
@@ -1046,15 +1204,14 @@ impl Rollout {
 
     /// A trial ends without a commit: that is written down, and then the way back is taken.
     fn end_trial(&mut self, generation: Generation, fault: Fault, out: &mut Vec<Order>) {
-        let hash = self.hash();
+        let parts = self.parts();
         let mut memory = self.memory.clone();
         memory.trial = None;
         let reason = match fault {
             Fault::Failed(reason) => {
                 let reason = cut(reason);
-                memory.remember_failure(generation.digest, &reason, &hash);
-                memory.received = Some(hash);
-                memory.outcome = Outcome::Failed(reason.clone());
+                memory.remember_failure(generation.digest, &reason, &parts.hash());
+                memory.fails(&parts, &reason);
                 reason
             }
             // No outcome: it may be offered again.
@@ -1078,8 +1235,11 @@ impl Rollout {
     /// An offer has its outcome, and nothing was touched.
     fn settle(&mut self, outcome: Outcome, out: &mut Vec<Order>) -> bool {
         let mut memory = self.memory.clone();
-        memory.received = Some(self.hash());
-        memory.outcome = outcome;
+        match &outcome {
+            Outcome::Failed(reason) => memory.fails(&self.parts(), reason),
+            Outcome::Applied => memory.succeeds(&self.parts()),
+            Outcome::Unset => {}
+        }
         self.write_down(memory, out)
     }
 

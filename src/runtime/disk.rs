@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use chiton_proto::AgentConfigMap;
 use smol::channel::Receiver;
 
 use super::{Inbox, Input};
 use crate::agent::Event;
 use crate::agent::identity::Kept;
-use crate::agent::rollout::{Digest, Generation, Memory};
+use crate::agent::rollout::{Candidate, Digest, Generation, Memory};
 use crate::agent::session::Tone;
 use crate::store::Store;
 
@@ -18,7 +17,7 @@ use crate::store::Store;
 pub(super) enum Job {
     KeepUid(Kept),
     Stage {
-        offer: Option<AgentConfigMap>,
+        candidate: Candidate,
         known: Vec<Digest>,
         write: bool,
     },
@@ -54,8 +53,8 @@ pub(super) async fn work(mut store: Arc<Store>, jobs: Receiver<Job>, inbox: Rc<I
 fn carry_out(store: &Store, job: Job) -> Option<Input> {
     let event = match job {
         Job::KeepUid(kept) => Event::UidKept { uid: kept.uid, error: store.keep_uid(&kept).err() },
-        Job::Stage { offer, known, write } => {
-            Event::Staged(store.stage(offer.as_ref(), &known, write))
+        Job::Stage { candidate, known, write } => {
+            Event::Staged(store.stage(&candidate, &known, write))
         }
         Job::Arm { memory, after_going_back } => {
             Event::Armed(store.arm(&memory, &after_going_back))

@@ -5,15 +5,17 @@
 
 mod disk;
 mod external;
+mod keys;
 mod link;
 mod measure;
+mod obtain;
 mod reload;
 mod rest;
 mod socket;
 
 use core::cell::RefCell;
 use core::time::Duration;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -26,6 +28,7 @@ use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
 
 use crate::agent::identity::{self, Choice, Kept};
+use crate::agent::rollout::Generation;
 use crate::agent::session::{LinkState, Tone};
 use crate::agent::supervision::Process;
 use crate::agent::uid::Uid;
@@ -37,7 +40,7 @@ use crate::log::Log;
 use crate::log::limit::Limiter;
 use crate::notify::Notify;
 use crate::reactor::{self, Io, Timer};
-use crate::settings::{Apply, CheckKind, Level, Loaded, Owner, Problem, Settings};
+use crate::settings::{Apply, CheckKind, Level, Loaded, Owner, Packages, Problem, Settings};
 use crate::status::{self, Surroundings};
 use crate::store::Store;
 use crate::transport::tls::Factory;
@@ -167,6 +170,8 @@ struct Runtime<'a> {
     disk: Option<smol::Task<()>>,
     links: Rc<Links>,
     link: Option<Link>,
+    /// The file of a package that is being obtained.
+    obtaining: Option<smol::Task<()>>,
     child: Option<Rc<Child>>,
     external: Option<External>,
     measures: Measures,
@@ -232,7 +237,12 @@ impl<'a> Runtime<'a> {
         for problem in deferred.iter().chain(&problems) {
             log.write(Level::Error, problem, now.wall);
         }
-        let config = Config::new(&settings, host::host());
+        let (keyring, unreadable) = keys::read(&settings.packages);
+        for problem in unreadable {
+            log.write(Level::Error, &problem, now.wall);
+            problems.push(problem);
+        }
+        let config = Config::new(&settings, host::host(), keyring);
         let links = Links {
             server: settings.server.clone(),
             store: Rc::new(RefCell::new(Arc::clone(&store))),
@@ -242,7 +252,7 @@ impl<'a> Runtime<'a> {
         let (jobs, todo) = bounded(JOBS);
         let disk = executor.spawn(disk::work(Arc::clone(&store), todo, Rc::clone(&inbox)));
         Ok(Self {
-            agent: Agent::new(config, recovered.memory, seed(now), now),
+            agent: Agent::new(config, recovered.memory, recovered.running, seed(now), now),
             external: External::new(&settings),
             measures: Measures::default(),
             went_back: recovered.went_back,
@@ -262,6 +272,7 @@ impl<'a> Runtime<'a> {
             disk: Some(disk),
             links: Rc::new(links),
             link: None,
+            obtaining: None,
             child: None,
             identity,
             withhold: loaded.secrets_from,
@@ -438,8 +449,8 @@ impl<'a> Runtime<'a> {
                     let kept = self.keep(uid);
                     self.job(disk::Job::KeepUid(kept));
                 }
-                Action::Stage { offer, known, write } => {
-                    self.job(disk::Job::Stage { offer, known, write });
+                Action::Stage { candidate, known, write } => {
+                    self.job(disk::Job::Stage { candidate, known, write });
                 }
                 Action::Arm { memory, after_going_back } => {
                     self.job(disk::Job::Arm { memory, after_going_back });
@@ -447,7 +458,11 @@ impl<'a> Runtime<'a> {
                 Action::Substitute(file) => self.job(disk::Job::Substitute(file)),
                 Action::Activate(generation) => self.job(disk::Job::Activate(generation)),
                 Action::Remember(memory) => self.job(disk::Job::Remember(memory)),
-                Action::Validate(generation) => self.validate(generation),
+                Action::Validate { generation, packages, config } => {
+                    self.validate(generation, packages, config);
+                }
+                Action::Obtain(wanted) => self.obtain(*wanted),
+                Action::Prepare { keep } => self.prepare(keep),
                 Action::StartWorkload => self.start_workload(),
                 Action::StopWorkload => self.stop_workload(),
                 Action::Reload => self.reload(),
@@ -475,18 +490,50 @@ impl<'a> Runtime<'a> {
         }
     }
 
-    fn validate(&mut self, generation: crate::agent::rollout::Generation) {
-        let words = &self.settings.remote_config.validate;
-        let spec = self.store.candidate(generation).and_then(|(directory, main)| {
-            let places = Places { config_dir: directory, config_file: Some(main), ..self.places() };
-            Ok(Spec { kind: Kind::Probe, ..self.spec(words, &places)? })
+    /// The dry runs of a candidate, one after the other; the first that fails ends them.
+    fn validate(&mut self, generation: Generation, packages: bool, config: bool) {
+        let settings = Rc::clone(&self.settings);
+        let specs = self.store.candidate(generation).and_then(|candidate| {
+            let places = Places {
+                config_dir: candidate.config_dir,
+                config_file: candidate.config_file,
+                package_dirs: candidate.package_dirs,
+                packages_dir: self.settings.packages_dir.clone(),
+            };
+            let Packages { verify, after_install, .. } = &settings.packages;
+            let validate = &settings.remote_config.validate;
+            let mut specs = Vec::new();
+            // What the new files need is done as ourselves: labels and capabilities are root's business.
+            if packages && !after_install.is_empty() {
+                let spec = self.spec(after_install, &places)?;
+                specs.push(Spec { kind: Kind::Probe, user: None, ..spec });
+            }
+            for (words, wanted) in [(verify, packages), (validate, config || packages)] {
+                // There is nothing yet that it could be run on.
+                let lacks = places.config_file.is_none()
+                    && words.iter().any(|word| word.contains("{config_file}"));
+                if wanted && !words.is_empty() && !lacks {
+                    specs.push(Spec { kind: Kind::Probe, ..self.spec(words, &places)? });
+                }
+            }
+            Ok(specs)
         });
-        self.run_command(spec, Event::Validated);
+        let inbox = Rc::clone(&self.inbox);
+        let running = async move {
+            let mut result = specs.as_ref().map(|_| ()).map_err(Clone::clone);
+            for spec in specs.into_iter().flatten() {
+                if result.is_ok() {
+                    result = outcome(&spec, &command::run(&spec, COMMAND_TIMEOUT).await);
+                }
+            }
+            inbox.put(Event::Validated(result)).await;
+        };
+        self.executor.spawn(running).detach();
     }
 
     fn run_apply(&mut self) {
-        let Apply::Command(words) = &self.settings.remote_config.apply else { return };
-        let spec = self.running_spec(words);
+        let Apply::Command(words) = self.agent.apply_by() else { return };
+        let spec = self.running_spec(&words.clone());
         self.run_command(spec, Event::Reloaded);
     }
 
@@ -591,11 +638,14 @@ impl<'a> Runtime<'a> {
 
     /// What the placeholders stand for now.
     fn places(&self) -> Places {
+        let names = self.agent.package_names();
         Places {
             config_dir: self.store.config_dir(),
             config_file: self.store.config_file(),
             packages_dir: self.settings.packages_dir.clone(),
-            package_dirs: BTreeMap::new(),
+            package_dirs: names
+                .map(|name| (name.to_owned(), self.store.package_dir(None, name)))
+                .collect(),
         }
     }
 

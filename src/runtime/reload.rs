@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::link::Links;
-use super::{Input, Runtime, disk, now};
+use super::{Input, Runtime, disk, keys, now};
 use crate::agent::session::Tone;
 use crate::agent::{Config, Event, Reread};
 use crate::host;
@@ -157,8 +157,12 @@ impl Runtime<'_> {
                 inbox: Rc::clone(&self.inbox),
             });
         }
+        let (keyring, unreadable) = keys::read(&self.settings.packages);
+        for problem in unreadable {
+            self.problem(problem);
+        }
         let reread = Reread {
-            config: Config::new(&self.settings, host::host()),
+            config: Config::new(&self.settings, host::host(), keyring),
             connection: changes.connection,
             redaction: changes.redaction,
             checks: changes.checks,

@@ -93,9 +93,6 @@ pub fn take(running: &Settings, read: Settings) -> (Settings, Changes) {
     if packages_dir != running.packages_dir {
         waiting.push("opamp.packages_dir");
     }
-    differing!(waiting, "opamp.packages", running.packages, packages,
-        trusted_keys threshold revoked_keys require_signature signature min_counter max_size bandwidth
-        apply verify after_install allow_empty);
     if state_dir != running.state_dir {
         waiting.push("opamp.state_dir");
     }
@@ -116,6 +113,9 @@ pub fn take(running: &Settings, read: Settings) -> (Settings, Changes) {
         check_interval unhealthy_after healthy_after metrics_interval metrics scrape checks);
     differing!(taken, "opamp.remote_config", running.remote_config, remote_config,
         main_file layout validate apply rollback min_interval allow history require_signature);
+    differing!(taken, "opamp.packages", running.packages, packages,
+        trusted_keys threshold revoked_keys require_signature signature min_counter max_size bandwidth
+        apply verify after_install allow_empty);
     if redact != running.redact {
         taken.push("opamp.effective_config.redact");
     }
@@ -131,6 +131,7 @@ pub fn take(running: &Settings, read: Settings) -> (Settings, Changes) {
         capabilities,
         health,
         remote_config,
+        packages,
         redact,
         log,
         ..running.clone()
@@ -260,7 +261,7 @@ mod tests {
             ("state_dir: /x", "", "opamp.packages_dir opamp.state_dir", Connection::Kept),
             ("status_socket: /x/s", "", "opamp.status_socket", Connection::Kept),
             ("local_config_path: /x/s", "", "opamp.local_config_path", Connection::Kept),
-            ("packages: { max_size: 1MiB }", "", "opamp.packages.max_size", Connection::Kept),
+            ("packages: { max_size: 1MiB }", "opamp.packages.max_size", "", Connection::Kept),
         ] {
             let (now, changes) = take(&running, settings(yaml));
             assert_eq!(changes.taken.join(" "), taken, "{yaml}");

@@ -63,6 +63,9 @@ impl Device {
         let store = Store {
             root: PathBuf::from("/state"),
             disk: Arc::new(disk.clone()),
+            packages_root: PathBuf::from("/state/packages"),
+            packages: Arc::new(disk.below("packages")),
+            fresh: Arc::default(),
             local: None,
             rules: rules(history),
             redact: Vec::new(),
@@ -71,7 +74,7 @@ impl Device {
         let _ = store.lay_out();
         let found = store.recover();
         let now = Now { mono: Mono::default(), wall: Wall(Duration::from_secs(1 << 31)) };
-        let rollout = Rollout::new(Rules::new(&store.rules), found.memory, now);
+        let rollout = Rollout::new(Rules::new(&store.rules, false), found.memory, now);
         let mut device = Self { disk, store, rollout, now, orders: Vec::new() };
         device.rollout.boot(&mut device.orders);
         device.settle();
@@ -117,8 +120,8 @@ impl Device {
         let dies = self.body().as_deref() == Some(BAD);
         let (rollout, out, now) = (&mut self.rollout, &mut self.orders, self.now);
         match order {
-            Order::Stage { offer, known, write } => {
-                let staged = self.store.stage(offer.as_ref(), &known, write);
+            Order::Stage { candidate, known, write } => {
+                let staged = self.store.stage(&candidate, &known, write);
                 rollout.staged(staged, now, out);
             }
             Order::Validate(_) => {
@@ -128,7 +131,7 @@ impl Device {
                 rollout.armed(self.store.arm(&memory, &after_going_back), now, out);
             }
             Order::Activate(generation) => {
-                rollout.activated(self.store.activate(generation), out);
+                rollout.activated(self.store.activate(generation).map(|_| ()), out);
             }
             Order::Apply => {
                 rollout.applied(Ok(()), now, out);
@@ -259,12 +262,15 @@ fn recovers(image: &Image, flow: &Flow) -> Result<Simulated, String> {
         store: Store {
             root: PathBuf::from("/state"),
             disk: Arc::new(disk.clone()),
+            packages_root: PathBuf::from("/state/packages"),
+            packages: Arc::new(disk.below("packages")),
+            fresh: Arc::default(),
             local: None,
             rules: rules(flow.history),
             redact: Vec::new(),
             group: None,
         },
-        rollout: Rollout::new(Rules::new(&rules(5)), Memory::default(), Now::default()),
+        rollout: Rollout::new(Rules::new(&rules(5), false), Memory::default(), Now::default()),
         now: Now::default(),
         orders: Vec::new(),
         disk: disk.clone(),

@@ -47,6 +47,17 @@ pub(super) trait Disk: fmt::Debug + Send + Sync {
     /// # Errors
     /// What the kernel says.
     fn create(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()>;
+    /// Opens a new file to be written piece by piece; [`Sink::finish`] flushes it. One that is there is an error.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn writer(&self, path: &Path, access: Access) -> io::Result<Box<dyn Sink>>;
+    /// Gives an open file, which stands at `from`, its final access, flushes it, and renames it. An error if what
+    /// bears the name is not that very file.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn adopt(&self, file: &File, from: &Path, to: &Path, access: Access) -> io::Result<()>;
     /// Makes a symlink. One that is there is an error.
     ///
     /// # Errors
@@ -72,6 +83,38 @@ pub(super) trait Disk: fmt::Debug + Send + Sync {
     /// # Errors
     /// What the kernel says.
     fn sync(&self, directory: &Path) -> io::Result<()>;
+}
+
+/// A file that is being written.
+pub(super) trait Sink: Write + Send {
+    /// Flushes it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn finish(self: Box<Self>) -> io::Result<()>;
+}
+
+struct Writing {
+    file: File,
+    access: Access,
+}
+
+impl Write for Writing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink for Writing {
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        give(&self.file, self.access)?;
+        failpoint();
+        self.file.sync_all()
+    }
 }
 
 /// The disk beneath a directory. Every step starts from that directory and follows no symlink below it, so nobody
@@ -170,6 +213,32 @@ impl Disk for Real {
         failpoint();
         file.write_all(bytes)?;
         give(&file, access)?;
+        failpoint();
+        file.sync_all()
+    }
+
+    fn writer(&self, path: &Path, access: Access) -> io::Result<Box<dyn Sink>> {
+        let (parent, name) = self.parent(path)?;
+        failpoint();
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600))?;
+        Ok(Box::new(Writing { file: File::from(file), access }))
+    }
+
+    fn adopt(&self, file: &File, from: &Path, to: &Path, access: Access) -> io::Result<()> {
+        let (parent, name) = self.parent(from)?;
+        let (new_parent, new_name) = self.parent(to)?;
+        failpoint();
+        rustix::fs::renameat(&parent, name, &new_parent, new_name)?;
+        // Who swaps the name meanwhile has renamed his own file: what counts is what we have verified.
+        let placed = rustix::fs::statat(&new_parent, new_name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let ours = rustix::fs::fstat(file)?;
+        if (placed.st_dev, placed.st_ino) != (ours.st_dev, ours.st_ino) {
+            let text = "it was replaced by another file after it had been verified";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        give(file, access)?;
         failpoint();
         file.sync_all()
     }

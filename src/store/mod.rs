@@ -14,7 +14,7 @@
 //!     record.back                during a trial: what is true after going back, one rename away
 //! ```
 //!
-//! The order of the writes is that of `docs/decisions.md`, and every crash point of it is tested in `crash.rs`.
+//! Packages have a place of their own, see `sets.rs`. The order of the writes is that of `docs/decisions.md`, and every crash point of it is tested in `crash.rs`.
 //! Everything here blocks: the runtime calls it off the main thread (`pool`), one call at a time.
 
 #[cfg(test)]
@@ -22,26 +22,30 @@ mod crash;
 mod disk;
 pub mod incoming;
 mod record;
+mod sets;
 #[cfg(test)]
 mod simulated;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use chiton_proto::{AgentConfigMap, AgentConfigObject};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::agent::configset::{self, ConfigSet, Local};
+use crate::agent::configset::{self, ConfigSet, Local, PlacedFile};
 use crate::agent::identity::Kept;
+use crate::agent::packages::set::Running;
 use crate::agent::redact;
-use crate::agent::rollout::{Digest, Generation, Memory, Staged};
+use crate::agent::rollout::{Candidate, Digest, Generation, Memory, Source, Staged};
 use crate::settings::{RemoteConfig, Settings};
 use disk::{Access, Disk, Real};
 use record::{Description, FileDescription, LastGood, MAX_RECORD, Record};
+pub use sets::{Tree, TreeFile, VerifiedPackage};
 
 /// `state_dir`: others may pass through to what the workload reads, and see nothing.
 const STATE_MODE: u32 = 0o711;
@@ -73,6 +77,10 @@ const SETTINGS: &str = "settings";
 pub struct Store {
     root: PathBuf,
     disk: Arc<dyn Disk>,
+    packages_root: PathBuf,
+    packages: Arc<dyn Disk>,
+    /// Trees that were obtained and are in no set yet.
+    fresh: Arc<Mutex<Vec<u64>>>,
     local: Option<PathBuf>,
     rules: RemoteConfig,
     redact: Vec<String>,
@@ -87,6 +95,17 @@ type LocalFile = (String, Option<Vec<u8>>);
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "dropping it unlocks")] File);
 
+/// Where the parts of a candidate lie.
+#[derive(Clone, Debug)]
+pub struct Candidacy {
+    /// Its configuration.
+    pub config_dir: PathBuf,
+    /// Its main file.
+    pub config_file: Option<PathBuf>,
+    /// Its packages by name.
+    pub package_dirs: BTreeMap<String, PathBuf>,
+}
+
 /// What was found at the start.
 #[derive(Debug)]
 pub struct Recovered {
@@ -96,6 +115,8 @@ pub struct Recovered {
     pub problems: Vec<String>,
     /// A change was under way, and what was committed before runs again.
     pub went_back: bool,
+    /// What is committed has.
+    pub running: Running,
 }
 
 impl Store {
@@ -104,6 +125,9 @@ impl Store {
     pub fn new(settings: &Settings, group: Option<u32>) -> Self {
         Self {
             disk: Arc::new(Real::new(settings.state_dir.clone())),
+            packages: Arc::new(Real::new(settings.packages_dir.clone())),
+            packages_root: settings.packages_dir.clone(),
+            fresh: Arc::default(),
             root: settings.state_dir.clone(),
             local: settings.local_config_path.clone(),
             rules: settings.remote_config.clone(),
@@ -118,6 +142,9 @@ impl Store {
         Self {
             root: self.root.clone(),
             disk: Arc::clone(&self.disk),
+            packages: Arc::clone(&self.packages),
+            packages_root: self.packages_root.clone(),
+            fresh: Arc::clone(&self.fresh),
             local: self.local.clone(),
             rules: settings.remote_config.clone(),
             redact: settings.redact.clone(),
@@ -215,18 +242,41 @@ impl Store {
                     "{wrong}; going on with generation {}, and what failed before is forgotten",
                     number.map_or_else(|| "none".to_owned(), |number| number.to_string())
                 ));
-                Memory { committed, ..Memory::default() }
+                let mut memory = Memory { committed, ..Memory::default() };
+                memory.packages.floors.lost = true;
+                memory
             }
         };
         let wanted = memory.committed.map(|generation| generation.number);
-        let went_back = self.running() != wanted;
-        if went_back {
-            problems.extend(self.activate(memory.committed).err());
-        }
+        let set = wanted.and_then(|number| self.set_of(number).ok());
+        let went_back =
+            self.running() != wanted || set.is_some_and(|set| self.running_set() != set);
+        let running = if went_back {
+            self.activate(memory.committed)
+        } else {
+            wanted.map_or_else(|| Ok(Running::default()), |number| self.look_at(number))
+        };
+        let running = running.unwrap_or_else(|error| {
+            problems.push(error);
+            Running { has_config: wanted.is_some(), ..Running::default() }
+        });
         if memory.trial.is_none() {
             self.clear_way_back();
         }
-        Recovered { memory, problems, went_back }
+        Recovered { memory, problems, went_back, running }
+    }
+
+    /// The set of packages of a generation.
+    fn set_of(&self, number: u64) -> Result<u64, String> {
+        Ok(self.describe(number)?.set)
+    }
+
+    fn look_at(&self, number: u64) -> Result<Running, String> {
+        let description = self.describe(number)?;
+        Ok(Running {
+            members: self.set(description.set)?,
+            has_config: !description.main.is_empty(),
+        })
     }
 
     /// Before a trial: the way back, then the record that says a trial has begun. Both are durable when this is
@@ -243,6 +293,14 @@ impl Store {
             self.discard(back)
                 .and_then(|()| self.disk.link(back, &target_of(committed.number)))
                 .map_err(|error| self.at(back, &error))?;
+        }
+        let set = |generation: Option<Generation>| match generation {
+            Some(generation) => self.set_of(generation.number),
+            None => Ok(0),
+        };
+        let committed = set(memory.committed)?;
+        if set(memory.trial.as_ref().map(|trial| trial.generation))? != committed {
+            self.arm_set(committed)?;
         }
         self.place(Path::new(MEMORY_BACK), after_going_back)?;
         self.save(Path::new(MEMORY), memory)
@@ -274,33 +332,97 @@ impl Store {
         Ok(())
     }
 
-    /// Places a set as a new generation beside the running one. Without `write` it only says what it would be:
-    /// [`Staged::Deferred`] for contents that are not known.
+    /// Places a candidate as a new generation beside the running one; `committed` is what it may keep of. Without
+    /// `write` it only says what it would be: [`Staged::Deferred`] for contents that are not known.
     #[must_use]
-    pub fn stage(&self, offer: Option<&AgentConfigMap>, known: &[Digest], write: bool) -> Staged {
-        let local = match self.read_local() {
-            Ok(local) => local,
+    pub fn stage(&self, candidate: &Candidate, known: &[Digest], write: bool) -> Staged {
+        // What runs is what is committed: nothing is staged during a trial.
+        let base = match self.running().map(|number| self.describe(number)).transpose() {
+            Ok(base) => base,
             Err(error) => return Staged::Failed(error),
         };
-        if offer.is_none() && local.as_ref().is_none_or(|(_, body)| body.is_none()) {
-            return Staged::Nothing;
-        }
-        let local = local.as_ref().map(|(name, body)| Local { name, body: body.as_deref() });
-        let set = match configset::place(offer, local, &self.rules) {
-            Ok(set) => set,
-            Err(refusal) => return Staged::Refused(refusal.to_string()),
+        let set = base.as_ref().map_or(0, |base| base.set);
+        let members = match self.members(candidate.packages.as_ref(), set) {
+            Ok(members) => members,
+            Err(error) => return Staged::Failed(error),
         };
-        let digest = set.digest();
+        let (config, remote) = match self.config_of(candidate, base.as_ref(), members.is_empty()) {
+            Ok(Some(config)) => config,
+            Ok(None) => return Staged::Nothing,
+            Err(staged) => return staged,
+        };
+        let digest = sets::digest(config.digest(), &members);
         if known.contains(&digest) {
+            // The same contents by other names.
+            if candidate.packages.is_some()
+                && known.first() == Some(&digest)
+                && let Err(error) = self.relabel(set, &members)
+            {
+                return Staged::Failed(error);
+            }
             return Staged::Known(digest);
         }
         if !write {
             return Staged::Deferred;
         }
-        match self.write(&set, offer.is_some(), digest) {
+        let unchanged = self.set(set).is_ok_and(|old| old == members);
+        let set = if unchanged { Ok(set) } else { self.write_set(&members) };
+        let set = match set {
+            Ok(set) => set,
+            Err(error) => return Staged::Failed(error),
+        };
+        match self.write(&config, remote, set, digest) {
             Ok(generation) => Staged::New(generation),
             Err(error) => Staged::Failed(format!("writing the configuration: {error}")),
         }
+    }
+
+    /// The configuration of a candidate, and whether an offer is part of it; [`None`]: there is nothing to place.
+    fn config_of(
+        &self,
+        candidate: &Candidate,
+        base: Option<&Description>,
+        no_packages: bool,
+    ) -> Result<Option<(ConfigSet, bool)>, Staged> {
+        let offer = match &candidate.config {
+            Source::Offer(offer) => Some(offer),
+            Source::Keep if base.is_some() => {
+                return match self.kept(base) {
+                    Ok(set) => Ok(Some((set, base.is_some_and(|base| base.remote)))),
+                    Err(error) => Err(Staged::Failed(error)),
+                };
+            }
+            Source::Keep | Source::Local => None,
+        };
+        let local = self.read_local().map_err(Staged::Failed)?;
+        if offer.is_none() && local.as_ref().is_none_or(|(_, body)| body.is_none()) {
+            return Ok((!no_packages).then(|| (ConfigSet::default(), false)));
+        }
+        let local = local.as_ref().map(|(name, body)| Local { name, body: body.as_deref() });
+        match configset::place(offer, local, &self.rules) {
+            Ok(set) => Ok(Some((set, offer.is_some()))),
+            Err(refusal) => Err(Staged::Refused(refusal.to_string())),
+        }
+    }
+
+    /// The configuration of the running generation, as it lies there.
+    fn kept(&self, base: Option<&Description>) -> Result<ConfigSet, String> {
+        let (Some(base), Some(number)) = (base, self.running()) else {
+            return Ok(ConfigSet::default());
+        };
+        let mut files = Vec::new();
+        for file in &base.files {
+            let path = directory(number).join(&file.name);
+            let body = self.disk.read(&path, MAX_LOCAL).map_err(|error| self.at(&path, &error))?;
+            files.push(PlacedFile {
+                name: file.name.clone(),
+                offered: file.offered.clone(),
+                content_type: file.content_type.clone(),
+                role: String::new(),
+                body: Bytes::from(body),
+            });
+        }
+        Ok(ConfigSet::of(files, &base.main))
     }
 
     /// Places a file of the device's own and makes it the running generation. What is committed stays so, and runs
@@ -315,26 +437,37 @@ impl Store {
         let local = Local { name: &name, body: Some(&body) };
         let set = configset::place(None, Some(local), &self.rules)
             .map_err(|refusal| format!("{}: {refusal}", file.display()))?;
-        let generation = self.write(&set, false, set.digest()).map_err(at)?;
+        let running = self.running().map(|number| self.set_of(number)).transpose()?.unwrap_or(0);
+        let generation = self.write(&set, false, running, set.digest()).map_err(at)?;
         self.point(Path::new(CONFIG), generation.number)
     }
 
-    /// Makes a generation the running one, in one step; [`None`]: none runs.
+    /// Makes a generation the running one: its configuration in one step, then its packages in one; the record tells
+    /// after a power cut between them. [`None`]: none runs. What runs now.
     ///
     /// # Errors
-    /// The step that failed; the old one still runs.
-    pub fn activate(&self, generation: Option<Generation>) -> Result<(), String> {
+    /// The step that failed.
+    pub fn activate(&self, generation: Option<Generation>) -> Result<Running, String> {
         let link = Path::new(CONFIG);
-        match generation {
-            Some(generation) if self.pointed(BACK) == Some(generation.number) => {
-                self.replace(Path::new(BACK), link)
-            }
-            Some(generation) => self.point(link, generation.number),
-            None => self
-                .discard(link)
+        let Some(generation) = generation else {
+            self.discard(link)
                 .and_then(|()| self.disk.sync(Path::new(WORKLOAD)))
-                .map_err(|error| self.at(link, &error)),
+                .map_err(|error| self.at(link, &error))?;
+            self.point_to_set(0)?;
+            return Ok(Running::default());
+        };
+        let goes_back = self.pointed(BACK) == Some(generation.number);
+        match self.running() {
+            Some(number) if number == generation.number => {}
+            _ if goes_back => self.replace(Path::new(BACK), link)?,
+            _ => self.point(link, generation.number)?,
         }
+        self.point_to_set(self.set_of(generation.number)?)?;
+        if goes_back && let Ok(Some(memory)) = self.load::<Memory>(Path::new(MEMORY)) {
+            // What failed does not run any more.
+            self.prune(&memory);
+        }
+        self.look_at(generation.number)
     }
 
     /// `{config_dir}`: the stable path of the running generation.
@@ -347,19 +480,29 @@ impl Store {
     #[must_use]
     pub fn config_file(&self) -> Option<PathBuf> {
         match self.running().and_then(|number| self.describe(number).ok()) {
+            Some(description) if description.main.is_empty() => None,
             Some(description) => Some(self.config_dir().join(description.main)),
             None => self.local.clone(),
         }
     }
 
-    /// The directory of a generation that may not run yet, and its main file.
+    /// Where a generation lies that may not run yet.
     ///
     /// # Errors
     /// When its description cannot be read.
-    pub fn candidate(&self, generation: Generation) -> Result<(PathBuf, PathBuf), String> {
-        let directory = self.root.join(directory(generation.number));
-        let main = directory.join(self.describe(generation.number)?.main);
-        Ok((directory, main))
+    pub fn candidate(&self, generation: Generation) -> Result<Candidacy, String> {
+        let config_dir = self.root.join(directory(generation.number));
+        let description = self.describe(generation.number)?;
+        let config_file = Some(&description.main).filter(|main| !main.is_empty());
+        let members = self.set(description.set)?.into_iter();
+        let packages = members
+            .map(|member| (self.package_dir(Some(description.set), &member.name), member.name))
+            .map(|(path, name)| (name, path));
+        Ok(Candidacy {
+            config_file: config_file.map(|main| config_dir.join(main)),
+            package_dirs: packages.collect(),
+            config_dir,
+        })
     }
 
     /// What runs, under the offered names, with secrets masked.
@@ -406,20 +549,27 @@ impl Store {
     }
 
     /// Writes and flushes all of a generation; nothing points at it yet.
-    fn write(&self, set: &ConfigSet, remote: bool, digest: Digest) -> io::Result<Generation> {
+    fn write(
+        &self,
+        config: &ConfigSet,
+        remote: bool,
+        set: u64,
+        digest: Digest,
+    ) -> io::Result<Generation> {
         let number = self.next_number()?;
         let directory = directory(number);
         let access = |mode| Access { mode, group: self.group };
         self.disk.make_directory(&directory, access(GENERATION_MODE))?;
-        for file in set.files() {
+        for file in config.files() {
             self.disk.create(&directory.join(&file.name), &file.body, access(CONFIG_MODE))?;
         }
         self.disk.sync(&directory)?;
         let description = Description {
             digest: digest.to_vec(),
             remote,
-            main: set.main_name().to_owned(),
-            files: set
+            main: config.main_name().to_owned(),
+            set,
+            files: config
                 .files()
                 .map(|file| FileDescription {
                     name: file.name.clone(),
@@ -462,6 +612,11 @@ impl Store {
             .map(|generation| generation.number)
             .chain(self.running())
             .collect();
+        let sets: Result<Vec<u64>, _> = keep.iter().map(|number| self.set_of(*number)).collect();
+        // Where one cannot be read, nothing is taken away from it.
+        if let Ok(sets) = sets {
+            self.prune_sets(&sets);
+        }
         let Ok(numbers) = self.numbers() else { return };
         let spare = numbers.len().saturating_sub(self.rules.history.max(1));
         for number in numbers.into_iter().filter(|number| !keep.contains(number)).take(spare) {
@@ -557,6 +712,7 @@ impl Store {
     fn clear_way_back(&self) {
         let _ = self.discard(Path::new(BACK));
         let _ = self.discard(Path::new(MEMORY_BACK));
+        self.clear_way_back_of_sets();
     }
 
     fn at(&self, path: &Path, error: &io::Error) -> String {

@@ -1,21 +1,24 @@
 //! Records on disk: a magic word, a SHA-256 and a small protobuf. What does not match is broken, never empty.
 
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
 use crate::agent::identity::Kept;
-use crate::agent::rollout::{Attempt, Failed, Generation, Memory, Outcome};
+use crate::agent::packages::set::{Kind, Member, Plan};
+use crate::agent::rollout::{
+    Attempt, Failed, Floors, Generation, Memory, Outcome, PackageFailure, Packaged, Parts,
+};
 use crate::agent::uid::Uid;
 use crate::clock::Wall;
 
 /// First bytes of every record; the number rises when an older Chiton could misread a newer record.
 const MAGIC: &[u8; 8] = b"chiton1\n";
-/// Largest record: sixteen failures with their reasons are well below it.
-pub(super) const MAX_RECORD: u64 = 128 * 1024;
+/// Largest record: sixteen failures with their reasons, and sixty-four packages with theirs, are below it.
+pub(super) const MAX_RECORD: u64 = 512 * 1024;
 
 /// Puts magic and digest in front.
 #[must_use]
@@ -70,10 +73,181 @@ struct FailedRecord {
 struct AttemptRecord {
     #[prost(message, optional, tag = "1")]
     generation: Option<GenerationRecord>,
-    #[prost(bytes = "vec", tag = "2")]
-    hash: Vec<u8>,
+    #[prost(message, optional, tag = "4")]
+    parts: Option<PartsRecord>,
     #[prost(uint32, tag = "3")]
     number: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PartsRecord {
+    #[prost(bytes = "vec", optional, tag = "1")]
+    config: Option<Vec<u8>>,
+    #[prost(message, optional, tag = "2")]
+    packages: Option<PlanRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PlanRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    hash: Vec<u8>,
+    #[prost(message, repeated, tag = "2")]
+    members: Vec<MemberRecord>,
+    #[prost(string, repeated, tag = "3")]
+    changed: Vec<String>,
+}
+
+/// A package of a set.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct MemberRecord {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    version: String,
+    #[prost(bytes = "vec", tag = "3")]
+    hash: Vec<u8>,
+    #[prost(bool, tag = "4")]
+    addon: bool,
+    #[prost(bytes = "vec", tag = "5")]
+    sha256: Vec<u8>,
+    #[prost(uint64, tag = "6")]
+    counter: u64,
+    #[prost(uint64, tag = "7")]
+    issued_at: u64,
+    #[prost(uint64, tag = "8")]
+    expires_at: u64,
+    #[prost(bool, tag = "9")]
+    local: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PackageFailureRecord {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    version: String,
+    #[prost(bytes = "vec", tag = "3")]
+    hash: Vec<u8>,
+    #[prost(string, tag = "4")]
+    error: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PackagedRecord {
+    #[prost(bytes = "vec", optional, tag = "1")]
+    received: Option<Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    installed: Option<Vec<u8>>,
+    #[prost(string, tag = "3")]
+    error: String,
+    #[prost(message, repeated, tag = "4")]
+    failed: Vec<PackageFailureRecord>,
+    #[prost(btree_map = "string, uint64", tag = "5")]
+    floors: BTreeMap<String, u64>,
+    #[prost(bool, tag = "6")]
+    lost: bool,
+    #[prost(uint64, tag = "7")]
+    seen: u64,
+    #[prost(bool, tag = "8")]
+    transient: bool,
+}
+
+impl MemberRecord {
+    pub(super) fn new(member: &Member) -> Self {
+        Self {
+            name: member.name.clone(),
+            version: member.version.clone(),
+            hash: member.hash.to_vec(),
+            addon: member.kind == Kind::Addon,
+            sha256: member.sha256.to_vec(),
+            counter: member.counter,
+            issued_at: member.issued_at,
+            expires_at: member.expires_at,
+            local: member.local,
+        }
+    }
+
+    pub(super) fn into_member(self) -> Result<Member, String> {
+        Ok(Member {
+            name: self.name,
+            version: self.version,
+            hash: self.hash.into(),
+            kind: if self.addon { Kind::Addon } else { Kind::TopLevel },
+            sha256: self.sha256.try_into().map_err(|_| "a SHA-256 is not 32 bytes")?,
+            counter: self.counter,
+            issued_at: self.issued_at,
+            expires_at: self.expires_at,
+            local: self.local,
+        })
+    }
+}
+
+impl PartsRecord {
+    fn new(parts: &Parts) -> Self {
+        Self {
+            config: parts.config.as_ref().map(|hash| hash.to_vec()),
+            packages: parts.packages.as_ref().map(|plan| PlanRecord {
+                hash: plan.hash.to_vec(),
+                members: plan.members.iter().map(MemberRecord::new).collect(),
+                changed: plan.changed.clone(),
+            }),
+        }
+    }
+
+    fn into_parts(self) -> Result<Parts, String> {
+        let plan = self.packages.map(|plan| {
+            let members: Result<_, String> =
+                plan.members.into_iter().map(MemberRecord::into_member).collect();
+            Ok::<_, String>(Plan {
+                hash: plan.hash.into(),
+                members: members?,
+                changed: plan.changed,
+            })
+        });
+        Ok(Parts { config: self.config.map(Into::into), packages: plan.transpose()? })
+    }
+}
+
+impl PackagedRecord {
+    fn new(packages: &Packaged) -> Self {
+        Self {
+            received: packages.received.as_ref().map(|hash| hash.to_vec()),
+            installed: packages.installed.as_ref().map(|hash| hash.to_vec()),
+            error: packages.error.clone(),
+            failed: packages
+                .failed
+                .iter()
+                .map(|failure| PackageFailureRecord {
+                    name: failure.name.clone(),
+                    version: failure.version.clone(),
+                    hash: failure.hash.to_vec(),
+                    error: failure.error.clone(),
+                })
+                .collect(),
+            floors: packages.floors.known.clone(),
+            lost: packages.floors.lost,
+            seen: packages.seen,
+            transient: packages.transient,
+        }
+    }
+
+    fn into_packaged(self) -> Packaged {
+        let failed = self.failed.into_iter().map(|failure| PackageFailure {
+            name: failure.name,
+            version: failure.version,
+            hash: failure.hash.into(),
+            error: failure.error,
+        });
+        Packaged {
+            received: self.received.map(Into::into),
+            installed: self.installed.map(Into::into),
+            error: self.error,
+            failed: failed.collect(),
+            transient: self.transient,
+            floors: Floors { known: self.floors, lost: self.lost },
+            seen: self.seen,
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -96,6 +270,10 @@ struct MemoryRecord {
     committed_at: u64,
     #[prost(message, optional, tag = "8")]
     trial: Option<AttemptRecord>,
+    #[prost(message, optional, tag = "9")]
+    committed_as: Option<PartsRecord>,
+    #[prost(message, optional, tag = "10")]
+    packages: Option<PackagedRecord>,
 }
 
 impl GenerationRecord {
@@ -135,9 +313,11 @@ impl Record for Memory {
             committed_at: self.committed_at.0.as_secs(),
             trial: self.trial.as_ref().map(|trial| AttemptRecord {
                 generation: Some(GenerationRecord::new(&trial.generation)),
-                hash: trial.hash.to_vec(),
+                parts: Some(PartsRecord::new(&trial.parts)),
                 number: trial.number,
             }),
+            committed_as: self.committed_as.as_ref().map(PartsRecord::new),
+            packages: Some(PackagedRecord::new(&self.packages)),
         }
         .encode_to_vec()
     }
@@ -155,7 +335,8 @@ impl Record for Memory {
         let trial = record.trial.map(|trial| {
             let generation = trial.generation.ok_or("a trial without a candidate")?;
             let generation = generation.into_generation()?;
-            Ok::<_, String>(Attempt { generation, hash: trial.hash.into(), number: trial.number })
+            let parts = trial.parts.unwrap_or_default().into_parts()?;
+            Ok::<_, String>(Attempt { generation, parts, number: trial.number })
         });
         Ok(Self {
             previous: record.previous.map(GenerationRecord::into_generation).transpose()?,
@@ -170,6 +351,8 @@ impl Record for Memory {
                 other => return Err(format!("outcome {other} is unknown")),
             },
             failed: failed?,
+            committed_as: record.committed_as.map(PartsRecord::into_parts).transpose()?,
+            packages: record.packages.unwrap_or_default().into_packaged(),
         })
     }
 }
@@ -181,7 +364,7 @@ struct KeptRecord {
     #[prost(string, tag = "2")]
     configured: String,
     #[prost(btree_map = "string, bytes", tag = "3")]
-    hardware: std::collections::BTreeMap<String, Vec<u8>>,
+    hardware: BTreeMap<String, Vec<u8>>,
 }
 
 impl Record for Kept {
@@ -249,6 +432,51 @@ pub(super) struct Description {
     /// Its files.
     #[prost(message, repeated, tag = "4")]
     pub files: Vec<FileDescription>,
+    /// The number of its set of packages; 0: it has none.
+    #[prost(uint64, tag = "5")]
+    pub set: u64,
+}
+
+/// What a set's directory does not say by itself: it stands beside it.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SetRecord {
+    /// Its members.
+    #[prost(message, repeated, tag = "1")]
+    pub members: Vec<MemberRecord>,
+}
+
+impl Record for SetRecord {
+    fn to_payload(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    fn from_payload(payload: &[u8]) -> Result<Self, String> {
+        Self::decode(payload).map_err(|error| error.to_string())
+    }
+}
+
+/// What a tree was made of: it stands beside it, and says that the tree is whole.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TreeRecord {
+    /// SHA-256 of the file.
+    #[prost(bytes = "vec", tag = "1")]
+    pub sha256: Vec<u8>,
+    /// The package's name, which a single file bears.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// A single file of an add-on is not executable.
+    #[prost(bool, tag = "3")]
+    pub addon: bool,
+}
+
+impl Record for TreeRecord {
+    fn to_payload(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    fn from_payload(payload: &[u8]) -> Result<Self, String> {
+        Self::decode(payload).map_err(|error| error.to_string())
+    }
 }
 
 /// One file of a generation.
@@ -310,9 +538,39 @@ mod tests {
             committed_at: Wall(Duration::from_secs(1 << 33)),
             trial: Some(Attempt {
                 generation: Generation { number: 8, digest: [5; 32], remote: true },
-                hash: Bytes::from_static(b"next"),
+                parts: Parts {
+                    config: Some(Bytes::from_static(b"next")),
+                    packages: Some(Plan {
+                        hash: Bytes::from_static(b"all"),
+                        members: vec![Member {
+                            name: "otelcol".to_owned(),
+                            version: "0.1".to_owned(),
+                            hash: Bytes::from_static(b"one"),
+                            sha256: [9; 32],
+                            counter: 41,
+                            issued_at: 1 << 33,
+                            ..Member::default()
+                        }],
+                        changed: vec!["otelcol".to_owned()],
+                    }),
+                },
                 number: 2,
             }),
+            committed_as: Some(Parts { config: Some(Bytes::from_static(b"hash")), packages: None }),
+            packages: Packaged {
+                received: Some(Bytes::from_static(b"all")),
+                installed: None,
+                error: "why".to_owned(),
+                failed: vec![PackageFailure {
+                    name: String::new(),
+                    version: "2".to_owned(),
+                    hash: Bytes::new(),
+                    error: "why".to_owned(),
+                }],
+                transient: true,
+                floors: Floors { known: [("otelcol".to_owned(), 40)].into(), lost: true },
+                seen: 7,
+            },
             received: Some(Bytes::from_static(b"hash")),
             outcome: Outcome::Failed("why".to_owned()),
             failed: [Failed {

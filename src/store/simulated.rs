@@ -6,11 +6,12 @@
 #![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "tests")]
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::disk::{Access, Disk};
+use super::disk::{Access, Disk, Sink};
 
 type Inode = u64;
 const ROOT: Inode = 0;
@@ -141,9 +142,9 @@ struct State {
     steps: usize,
 }
 
-/// The disk: clones are the same disk.
+/// The disk: clones are the same disk, seen from the same or another directory.
 #[derive(Clone, Debug)]
-pub(super) struct Simulated(Arc<Mutex<State>>);
+pub(super) struct Simulated(Arc<Mutex<State>>, PathBuf);
 
 impl Simulated {
     pub(super) fn empty() -> Self {
@@ -151,7 +152,16 @@ impl Simulated {
     }
 
     pub(super) fn with(image: Image, manners: Manners) -> Self {
-        Self(Arc::new(Mutex::new(State { image, manners, steps: 0 })))
+        Self(Arc::new(Mutex::new(State { image, manners, steps: 0 })), PathBuf::new())
+    }
+
+    /// The same disk, seen from a directory.
+    pub(super) fn below(&self, directory: &str) -> Self {
+        Self(Arc::clone(&self.0), self.1.join(directory))
+    }
+
+    fn at(&self, path: &Path) -> PathBuf {
+        self.1.join(path).components().collect()
     }
 
     pub(super) fn image(&self) -> Image {
@@ -237,56 +247,67 @@ impl Image {
 
 impl Disk for Simulated {
     fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
-        self.look(|image| match image.nodes.get(&image.find(path)?) {
+        let path = self.at(path);
+        self.look(|image| match image.nodes.get(&image.find(&path)?) {
             Some(Node::File { bytes, .. }) if bytes.len() as u64 <= most => Ok(bytes.clone()),
             _ => Err(io::ErrorKind::InvalidInput.into()),
         })
     }
 
     fn names(&self, directory: &Path) -> io::Result<Vec<String>> {
-        self.look(|image| Ok(image.entries(image.find(directory)?)?.into_keys().collect()))
+        let directory = self.at(directory);
+        self.look(|image| Ok(image.entries(image.find(&directory)?)?.into_keys().collect()))
     }
 
     fn target(&self, link: &Path) -> io::Result<PathBuf> {
-        self.look(|image| match image.nodes.get(&image.find(link)?) {
+        let link = self.at(link);
+        self.look(|image| match image.nodes.get(&image.find(&link)?) {
             Some(Node::Link(target)) => Ok(target.clone()),
             _ => Err(io::ErrorKind::InvalidInput.into()),
         })
     }
 
     fn make_directory(&self, path: &Path, _access: Access) -> io::Result<()> {
-        if self.look(|image| image.find(path)).is_ok() {
+        let path = self.at(path);
+        if self.look(|image| image.find(&path)).is_ok() {
             return Ok(());
         }
         self.step(true, |image, _| {
             let node = Node::Directory { entries: BTreeMap::new(), pending: Vec::new() };
-            image.add(path, node).map(|_| ())
+            image.add(&path, node).map(|_| ())
         })
     }
 
-    fn create(&self, path: &Path, bytes: &[u8], _access: Access) -> io::Result<()> {
+    fn create(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
         // Opened; written; flushed.
+        let mut sink = self.writer(path, access)?;
+        sink.write_all(bytes)?;
+        sink.finish()
+    }
+
+    fn writer(&self, path: &Path, _access: Access) -> io::Result<Box<dyn Sink>> {
+        let path = self.at(path);
         let node = Node::File { bytes: Vec::new(), flushed: false };
-        let inode = self.step(true, |image, _| image.add(path, node))?;
-        self.step(true, |image, _| {
-            image.nodes.insert(inode, Node::File { bytes: bytes.to_vec(), flushed: false });
-            Ok(())
-        })?;
-        self.step(false, |image, lazy| {
-            image.nodes.insert(inode, Node::File { bytes: bytes.to_vec(), flushed: !lazy });
-            Ok(())
-        })
+        let inode = self.step(true, |image, _| image.add(&path, node))?;
+        Ok(Box::new(Writing { disk: self.clone(), inode, bytes: Vec::new() }))
+    }
+
+    fn adopt(&self, _file: &File, _from: &Path, to: &Path, access: Access) -> io::Result<()> {
+        // What is fetched lies on a real disk in these tests: here it appears.
+        self.create(to, b"a single file", access)
     }
 
     fn link(&self, link: &Path, target: &Path) -> io::Result<()> {
-        self.step(true, |image, _| image.add(link, Node::Link(target.to_owned())).map(|_| ()))
+        let link = self.at(link);
+        self.step(true, |image, _| image.add(&link, Node::Link(target.to_owned())).map(|_| ()))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = (self.at(from), self.at(to));
         self.step(false, |image, _| {
-            image.find(from)?;
-            let (parent, old) = image.parent(from)?;
-            let (same, new) = image.parent(to)?;
+            image.find(&from)?;
+            let (parent, old) = image.parent(&from)?;
+            let (same, new) = image.parent(&to)?;
             assert_eq!(parent, same, "renames stay within a directory");
             image.change(parent, Change::Rename(old, new));
             Ok(())
@@ -294,27 +315,71 @@ impl Disk for Simulated {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.look(|image| image.find(path))?;
-        self.step(false, |image, _| {
-            let (parent, name) = image.parent(path)?;
-            image.change(parent, Change::Remove(name));
-            Ok(())
-        })
+        let path = self.at(path);
+        let inode = self.look(|image| image.find(&path))?;
+        self.look(|image| match image.nodes.get(&inode) {
+            Some(Node::Directory { .. }) => Err(io::ErrorKind::IsADirectory.into()),
+            _ => Ok(()),
+        })?;
+        self.unlink(&path)
     }
 
     fn remove_directory(&self, path: &Path) -> io::Result<()> {
         if !self.names(path)?.is_empty() {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
-        self.remove(path)
+        self.unlink(&self.at(path))
     }
 
     fn sync(&self, directory: &Path) -> io::Result<()> {
+        let directory = self.at(directory);
         self.step(false, |image, _| {
-            let inode = image.find(directory)?;
+            let inode = image.find(&directory)?;
             let now = image.entries(inode)?;
             let node = Node::Directory { entries: now, pending: Vec::new() };
             image.nodes.insert(inode, node);
+            Ok(())
+        })
+    }
+}
+
+impl Simulated {
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.step(false, |image, _| {
+            let (parent, name) = image.parent(path)?;
+            image.change(parent, Change::Remove(name));
+            Ok(())
+        })
+    }
+}
+
+/// A file that is being written.
+struct Writing {
+    disk: Simulated,
+    inode: Inode,
+    bytes: Vec<u8>,
+}
+
+impl Write for Writing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        let all = self.bytes.clone();
+        self.disk.step(true, |image, _| {
+            image.nodes.insert(self.inode, Node::File { bytes: all, flushed: false });
+            Ok(bytes.len())
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink for Writing {
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        let Self { disk, inode, bytes } = *self;
+        disk.step(false, |image, lazy| {
+            image.nodes.insert(inode, Node::File { bytes, flushed: !lazy });
             Ok(())
         })
     }

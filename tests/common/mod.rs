@@ -14,6 +14,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod http;
+pub(crate) mod packages;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -59,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) capabilities: Vec<&'static str>,
     /// Arguments of the workload's script.
     pub(crate) arguments: Vec<&'static str>,
+    /// `opamp.workload.command` in place of the script's.
+    pub(crate) command: Option<String>,
     /// More keys of `opamp.workload`, a line each.
     pub(crate) workload: Vec<String>,
     /// More keys of `opamp`, a line each.
@@ -112,9 +115,10 @@ impl Home {
             yaml.push_str(&format!("  capabilities: {{ {capabilities}: true }}\n"));
         }
         let arguments: String = settings.arguments.iter().map(|a| format!(", \"{a}\"")).collect();
+        let command = settings.command.clone();
+        let command = command.unwrap_or_else(|| format!("[/bin/sh, {dir}/workload.sh{arguments}]"));
         let mut script = format!(
-            "  workload:\n    command: [/bin/sh, {dir}/workload.sh{arguments}]\n    \
-             restart: {{ initial: 50ms, max: 100ms }}\n"
+            "  workload:\n    command: {command}\n    restart: {{ initial: 50ms, max: 100ms }}\n"
         );
         if !settings.workload.iter().any(|line| line.starts_with("stop_timeout")) {
             script.push_str("    stop_timeout: 5s\n");

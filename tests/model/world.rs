@@ -53,28 +53,31 @@ pub(crate) struct Plan {
 
 impl Plan {
     fn rules(&self) -> Rules {
-        Rules::new(&RemoteConfig {
-            main_file: String::new(),
-            layout: Layout::Files,
-            validate: if self.validates { vec!["collector".to_owned()] } else { Vec::new() },
-            apply: Apply::Restart,
-            rollback: Rollback {
-                window: Duration::from_secs(30),
-                interval: Duration::from_secs(10),
-                successes: 1,
-                attempts: ATTEMPTS,
-                crash_loop: CrashLoop { crashes: 1, within: Duration::from_secs(600) },
+        Rules::new(
+            &RemoteConfig {
+                main_file: String::new(),
+                layout: Layout::Files,
+                validate: if self.validates { vec!["collector".to_owned()] } else { Vec::new() },
+                apply: Apply::Restart,
+                rollback: Rollback {
+                    window: Duration::from_secs(30),
+                    interval: Duration::from_secs(10),
+                    successes: 1,
+                    attempts: ATTEMPTS,
+                    crash_loop: CrashLoop { crashes: 1, within: Duration::from_secs(600) },
+                },
+                min_interval: Duration::from_secs(if self.paced { 90 } else { 0 }),
+                allow: Allow {
+                    files: Vec::new(),
+                    max_files: 32,
+                    max_size: 1 << 20,
+                    max_merge: 1 << 17,
+                },
+                history: 5,
+                require_signature: false,
             },
-            min_interval: Duration::from_secs(if self.paced { 90 } else { 0 }),
-            allow: Allow {
-                files: Vec::new(),
-                max_files: 32,
-                max_size: 1 << 20,
-                max_merge: 1 << 17,
-            },
-            history: 5,
-            require_signature: false,
-        })
+            false,
+        )
     }
 }
 
@@ -328,8 +331,8 @@ impl World {
         let now = self.now;
         let done = if room == Room::Enough { Ok(()) } else { Err("it failed".to_owned()) };
         match order {
-            Order::Stage { offer, known, write } => {
-                let staged = self.disk.stage(offer.as_ref(), plan.local, &known, write, room);
+            Order::Stage { candidate, known, write } => {
+                let staged = self.disk.stage(candidate.offer(), plan.local, &known, write, room);
                 self.on(|rollout, out| rollout.staged(staged, now, out));
             }
             Order::Validate(generation) => {

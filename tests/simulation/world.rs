@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use chiton::agent::health::CheckResult;
 use chiton::agent::metrics::Figures;
+use chiton::agent::packages::set::Running;
 use chiton::agent::rollout::{Digest, Generation, Memory, Outcome, Staged};
 use chiton::agent::session::{LinkError, LinkErrorKind, Outgoing};
 use chiton::agent::uid::Uid;
@@ -18,6 +19,7 @@ use chiton::settings::{
     Health, InstanceId, Layout, Level, Log, LogFormat, LogTo, Owner, Packages, RemoteConfig,
     Rollback, Scheme, Server, Settings, SignatureForm, Timeouts, Tls, TlsVersion, Workload,
 };
+use chiton::signature::Keyring;
 use chiton_proto::{
     AgentConfigMap, AgentIdentification, CommandType, Message, RemoteConfigStatuses, ServerToAgent,
     ServerToAgentCommand, any_value::Value,
@@ -419,7 +421,7 @@ impl World {
             _ => Apply::Command(vec!["reload".to_owned()]),
         };
         let settings = settings(profile, &mut random, http, &apply);
-        let config = Config::new(&settings, Host::default());
+        let config = Config::new(&settings, Host::default(), Keyring::new(Vec::new(), 1, &[]));
         let uid = Uid::from_slice(&random.bytes16()).unwrap();
         let local = match random.below(10) {
             0..4 => Some(Kind::Good),
@@ -428,7 +430,13 @@ impl World {
             _ => None,
         };
         let disk = Disk { uid, memory: Memory::default(), generations: BTreeMap::new(), next: 1 };
-        let agent = Agent::new(config.clone(), Memory::default(), random.next(), Now::default());
+        let agent = Agent::new(
+            config.clone(),
+            Memory::default(),
+            Running::default(),
+            random.next(),
+            Now::default(),
+        );
         let server =
             Model { capabilities: if random.percent(50) { 7 } else { 0 }, ..Model::default() };
         let mut world = Self {
@@ -443,7 +451,7 @@ impl World {
             http,
             local,
             local_placed: false,
-            capabilities: capabilities::usable(&settings),
+            capabilities: capabilities::usable(&settings, false),
             disk,
             jobs: VecDeque::new(),
             disk_free_at: Duration::ZERO,
@@ -537,7 +545,13 @@ impl World {
         self.say(|| "CHITON STARTS".to_owned());
         self.tally.processes += 1;
         let seed = self.random.next();
-        self.agent = Agent::new(self.config.clone(), self.disk.memory.clone(), seed, self.clocks());
+        self.agent = Agent::new(
+            self.config.clone(),
+            self.disk.memory.clone(),
+            has(self.disk.memory.committed),
+            seed,
+            self.clocks(),
+        );
         self.running = self.disk.memory.committed;
         let attempts = self.disk.memory.trial.as_ref().map_or(0, |trial| trial.number);
         self.blamed = attempts >= ATTEMPTS || self.now < self.sick_until;
@@ -553,7 +567,7 @@ impl World {
         self.local_placed = false;
         self.failed = self.disk.memory.failed.front().map(|failed| failed.digest);
         let memory = &self.disk.memory;
-        let tried = memory.trial.as_ref().map(|trial| trial.hash.clone());
+        let tried = memory.trial.as_ref().map(|trial| trial.parts.hash());
         self.hashes = vec![tried.or(memory.received.clone()).unwrap_or_default()];
         let now = self.clocks();
         let mut actions = Vec::new();
@@ -809,14 +823,14 @@ impl World {
                     assert_eq!(after_going_back.committed, memory.committed);
                     self.job(Job::Arm(*memory));
                 }
-                Action::Stage { offer, known, write } => {
+                Action::Stage { candidate, known, write } => {
                     assert_eq!(self.staging, 0, "two candidates at once");
                     self.staging += 1;
                     self.blamed = self.now < self.sick_until || self.disk_fails > 0;
-                    self.job(Job::Stage(offer, known, write));
+                    self.job(Job::Stage(candidate.offer().cloned(), known, write));
                 }
-                // No rule here says so.
-                Action::Substitute(_) => {}
+                // No rule here says so, and nothing is signed.
+                Action::Substitute(_) | Action::Obtain(_) | Action::Prepare { .. } => {}
                 Action::Activate(generation) => {
                     assert_eq!(self.activating, 0, "two swaps at once");
                     self.activating += 1;
@@ -827,7 +841,7 @@ impl World {
                     self.judged(&memory);
                     self.job(Job::Remember(*memory));
                 }
-                Action::Validate(generation) => {
+                Action::Validate { generation, .. } => {
                     let body = &self.disk.generations[&generation.number].1;
                     let result = match kind_of(body) {
                         Kind::Invalid => Err("unknown receiver".to_owned()),
@@ -1138,7 +1152,7 @@ impl World {
                 if !broken {
                     self.running = generation;
                 }
-                Event::Activated(result)
+                Event::Activated(result.map(|()| has(generation)))
             }
             Job::Remember(memory) => {
                 if !broken {
@@ -1502,4 +1516,9 @@ fn stranger(random: &mut Random) -> ServerToAgent {
 
 fn failed(link: u64, text: &str, kind: LinkErrorKind) -> Event {
     Event::LinkDown { link, error: Some(LinkError { text: text.to_owned(), kind }) }
+}
+
+/// What a generation has.
+fn has(generation: Option<Generation>) -> Running {
+    Running { members: Vec::new(), has_config: generation.is_some() }
 }

@@ -1,0 +1,142 @@
+//! Packages from outside: what is offered, what is fetched, what runs, what is reported.
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
+
+mod common;
+
+use std::fs;
+
+use chiton_proto::{AgentToServer, PackageStatusEnum, RemoteConfigStatuses};
+use common::packages::{Files, offered, packages, trusted};
+use common::{Agent, Home, Peer, Server, Settings, eventually, is_alive, offer};
+
+use PackageStatusEnum::{InstallFailed, Installed};
+
+const GATE: &str = "rollback: { window: 10s, interval: 20ms, successes: 2 }";
+const LONG_GATE: &str = "rollback: { window: 10s, interval: 100ms, successes: 15 }";
+
+/// The workload is the package `prog`.
+fn settings(home: &Home, gate: &str, more: &str) -> Settings {
+    Settings {
+        capabilities: vec!["accepts_remote_config", "accepts_packages"],
+        command: Some("[\"{package_dir:prog}/prog\"]".to_owned()),
+        opamp: vec![
+            format!("remote_config: {{ {gate}, min_interval: 1ms }}"),
+            format!("packages: {{ trusted_keys: [{}] {more} }}", trusted(home, 1)),
+        ],
+        ..Settings::default()
+    }
+}
+
+fn connected<'a>(
+    home: &'a Home,
+    server: &Server,
+    settings: &Settings,
+) -> (Agent<'a>, Peer, AgentToServer) {
+    home.settings(&server.ws(), settings);
+    let agent = home.start();
+    let (peer, first) = server.greet();
+    (agent, peer, first)
+}
+
+#[test]
+fn a_program_is_fetched_installed_and_run_and_its_next_version_too() {
+    let (home, server, files) = (Home::new(), Server::new(), Files::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&home, GATE, ""));
+    let uid = &first.instance_uid;
+    let empty = first.package_statuses.unwrap();
+    assert!(empty.packages.is_empty() && empty.server_provided_all_packages_hash.is_empty());
+
+    let one = offered(&files, "prog", "1.0", 1, &home.program("1.0", ""));
+    peer.send(&packages(uid, "all-1", vec![one.clone()]));
+    let status = peer.package("all-1", "prog");
+    assert_eq!((status.status(), status.error_message.as_str()), (Installed, ""));
+    assert_eq!(
+        (status.agent_has_version.as_str(), status.server_offered_version.as_str()),
+        ("1.0", "1.0")
+    );
+    assert_eq!((&status.agent_has_hash, &status.server_offered_hash), (&one.1.hash, &one.1.hash));
+    assert!(status.download_details.is_none());
+    let pid = home.workload(1);
+    assert_eq!(home.version(pid), "1.0");
+    assert_eq!(home.installed("prog"), [("prog".to_owned(), 0o755)].into());
+
+    let two = offered(&files, "prog", "2.0", 2, &home.program("2.0", ""));
+    peer.send(&packages(uid, "all-2", vec![two]));
+    let status = peer.package("all-2", "prog");
+    assert_eq!((status.status(), status.agent_has_version.as_str()), (Installed, "2.0"));
+    let next = home.workload(2);
+    assert_eq!(home.version(next), "2.0");
+    assert!(!is_alive(pid));
+
+    // The same again is nothing new, also after a restart.
+    let asked = files.asked().len();
+    agent.stop_with(peer);
+    let agent = home.start();
+    let (mut peer, first) = server.greet();
+    let told = first.package_statuses.unwrap();
+    assert_eq!(told.server_provided_all_packages_hash, "all-2");
+    assert_eq!(told.packages.get("prog").unwrap().status(), Installed);
+    assert_eq!(home.version(home.workload(3)), "2.0");
+    peer.proves_to_work(uid);
+    assert_eq!(files.asked().len(), asked);
+    agent.stop_with(peer);
+}
+
+#[test]
+fn a_program_that_does_not_live_is_rolled_back_with_its_configuration() {
+    let (home, server, files) = (Home::new(), Server::new(), Files::new());
+    let mut settings = settings(&home, LONG_GATE, "");
+    settings.command = Some("[\"{package_dir:prog}/prog\", \"{config_file}\"]".to_owned());
+    let (agent, mut peer, first) = connected(&home, &server, &settings);
+    let uid = &first.instance_uid;
+
+    let one = offered(&files, "prog", "1.0", 1, &home.program("1.0", ""));
+    let mut together = packages(uid, "all-1", vec![one]);
+    together.remote_config = offer(uid, "c1", &[("c.yaml", "level: 1\n")]).remote_config;
+    peer.send(&together);
+    peer.status("c1", RemoteConfigStatuses::Applied);
+    let pid = home.workload(1);
+    assert_eq!((home.version(pid).as_str(), home.seen(pid).as_str()), ("1.0", "level: 1\n"));
+    assert_eq!(home.pids().len(), 1, "one candidate, one start");
+
+    let two = offered(&files, "prog", "2.0", 2, &home.program("2.0", "echo no >&2; exit 3"));
+    let mut together = packages(uid, "all-2", vec![two.clone()]);
+    together.remote_config = offer(uid, "c2", &[("c.yaml", "level: 2\n")]).remote_config;
+    peer.send(&together);
+    let status = peer.status("c2", RemoteConfigStatuses::Failed);
+    assert!(status.error_message.contains("exited with status 3"), "{status:?}");
+    let full = peer.proves_to_work(uid);
+    let told = full.package_statuses.unwrap();
+    assert_eq!(told.server_provided_all_packages_hash, "all-2");
+    let prog = told.packages.get("prog").unwrap();
+    assert_eq!(prog.status(), InstallFailed);
+    assert!(prog.error_message.contains("exited with status 3"), "{prog:?}");
+    assert_eq!(
+        (prog.agent_has_version.as_str(), prog.server_offered_version.as_str()),
+        ("1.0", "2.0")
+    );
+    let pid = home.workload(3);
+    assert_eq!((home.version(pid).as_str(), home.seen(pid).as_str()), ("1.0", "level: 1\n"));
+    // Nothing of the failed one is left but what is remembered of it.
+    eventually("the failed tree is removed", || {
+        (fs::read_dir(home.packages().join("trees")).unwrap().count() == 2).then_some(())
+    });
+    agent.stop_with(peer);
+}
+
+#[test]
+fn what_nobody_signed_is_not_even_fetched() {
+    let (home, server, files) = (Home::new(), Server::new(), Files::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&home, GATE, ""));
+    let uid = &first.instance_uid;
+    let mut unsigned = offered(&files, "prog", "1.0", 1, &home.program("1.0", ""));
+    unsigned.1.file.as_mut().unwrap().signature.clear();
+    peer.send(&packages(uid, "all-1", vec![unsigned]));
+    let status = peer.package("all-1", "prog");
+    assert_eq!(status.status(), InstallFailed);
+    assert!(status.error_message.contains("not signed"), "{status:?}");
+    assert!(status.agent_has_version.is_empty());
+    assert!(files.asked().is_empty());
+    assert!(!home.packages().join("current").exists());
+    agent.stop_with(peer);
+}
