@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::client::{in_time, quiet, report, shown, upgrade};
+use crate::client::{in_time, offer, quiet, report, shown, upgrade, upload, with_packages};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -89,8 +89,14 @@ async fn agents_speak_over_tls() {
     let running = server(files(directory.path(), &ours, false)).await;
     let stream = connect(&running, &ours, None).await.unwrap();
     let mut agent = upgrade(Box::new(stream)).await;
-    assert_eq!(agent.ask(&report([1; 16], 0)).await.instance_uid[..], [1; 16]);
+    assert_eq!(agent.ask(&with_packages(report([1; 16], 0))).await.instance_uid[..], [1; 16]);
     assert_eq!(shown(&running, [1; 16]).await["connected"], true);
+    // Packages come from the same address, by TLS too.
+    let path = upload(&running, "a", "1", b"a").await["path"].as_str().unwrap().to_owned();
+    offer(&running, "*", &[("a", "1")]).await;
+    let available = agent.next().await.packages_available.unwrap();
+    let file = available.packages["a"].file.clone().unwrap();
+    assert_eq!(file.download_url, format!("https://localhost{path}"));
 }
 
 #[tokio::test]
