@@ -1,5 +1,5 @@
 //! Packages from outside: what is offered, what is fetched, what runs, what is reported.
-#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -578,22 +578,22 @@ impl Rollout {
                 false
             }
             Staged::Known(digest) if self.memory.committed.is_some_and(|c| c.digest == digest) => {
-                self.settle(Outcome::Applied, out)
+                self.settle(&Outcome::Applied, out)
             }
             Staged::Known(digest) => {
                 let reason = self.memory.failure(&digest).map_or_else(
                     || "these contents failed before".to_owned(),
                     |failed| failed.reason.clone(),
                 );
-                self.settle(Outcome::Failed(reason), out)
+                self.settle(&Outcome::Failed(reason), out)
             }
             Staged::Deferred => {
                 let from = self.next_trial().unwrap_or(now.mono);
                 self.put_off(from, None);
                 false
             }
-            Staged::Nothing => self.settle(Outcome::Failed("empty config".to_owned()), out),
-            Staged::Refused(reason) => self.settle(Outcome::Failed(cut(reason)), out),
+            Staged::Nothing => self.settle(&Outcome::Failed("empty config".to_owned()), out),
+            Staged::Refused(reason) => self.settle(&Outcome::Failed(cut(reason)), out),
             Staged::Failed(reason) => self.disk_refused(reason, now),
         }
     }
@@ -657,7 +657,7 @@ impl Rollout {
                 let reason = cut(reason);
                 let hash = self.parts().hash();
                 self.memory.remember_failure(generation.digest, &reason, &hash);
-                self.settle(Outcome::Failed(reason), out)
+                self.settle(&Outcome::Failed(reason), out)
             }
         }
     }
@@ -1233,9 +1233,9 @@ impl Rollout {
     }
 
     /// An offer has its outcome, and nothing was touched.
-    fn settle(&mut self, outcome: Outcome, out: &mut Vec<Order>) -> bool {
+    fn settle(&mut self, outcome: &Outcome, out: &mut Vec<Order>) -> bool {
         let mut memory = self.memory.clone();
-        match &outcome {
+        match outcome {
             Outcome::Failed(reason) => memory.fails(&self.parts(), reason),
             Outcome::Applied => memory.succeeds(&self.parts()),
             Outcome::Unset => {}

@@ -1,5 +1,7 @@
 //! What a server of packages has: files, served with ranges and counted, and signed offers of them.
 
+#![expect(clippy::indexing_slicing, reason = "tests")]
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
