@@ -416,7 +416,7 @@ impl Rollout {
 
     /// A configuration is offered. True: the status changed.
     pub fn offered(&mut self, offer: AgentRemoteConfig, now: Now, out: &mut Vec<Order>) -> bool {
-        if !self.receive(offer) {
+        if !self.receive(offer, false) {
             return false;
         }
         self.hurry(now, out);
@@ -426,17 +426,20 @@ impl Rollout {
     /// A configuration is offered together with packages that are not there yet: it waits for
     /// [`Rollout::packages_ready`] or [`Rollout::packages_concluded`]. True: the status changed.
     pub fn held(&mut self, offer: AgentRemoteConfig) -> bool {
-        let received = self.receive(offer);
+        let received = self.receive(offer, true);
         if let (true, Some(waiting)) = (received, &mut self.waiting) {
             waiting.held = true;
         }
         received
     }
 
-    /// Takes an offered configuration down as what waits. False: it is the one received last.
-    fn receive(&mut self, offer: AgentRemoteConfig) -> bool {
+    /// Takes an offered configuration down as what waits. False: it is the one received last. With other packages
+    /// one that failed is another candidate.
+    fn receive(&mut self, offer: AgentRemoteConfig, with_packages: bool) -> bool {
         let hash = &offer.config_hash;
-        if !hash.is_empty() && self.newest().or(self.memory.received.as_ref()) == Some(hash) {
+        let applied = self.memory.outcome == Outcome::Applied;
+        let received = self.memory.received.as_ref().filter(|_| applied || !with_packages);
+        if !hash.is_empty() && self.newest().or(received) == Some(hash) {
             return false; // as last received: nothing, no report
         }
         let packages = self.waiting.take().and_then(|waiting| waiting.parts.packages);

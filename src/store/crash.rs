@@ -48,6 +48,23 @@ fn rules(history: usize) -> RemoteConfig {
     }
 }
 
+mod sets;
+
+/// The shipping store on a simulated disk.
+fn store(disk: &Simulated, history: usize) -> Store {
+    Store {
+        root: PathBuf::from("/state"),
+        disk: Arc::new(disk.clone()),
+        packages_root: PathBuf::from("/state/packages"),
+        packages: Arc::new(disk.below("packages")),
+        fresh: Arc::default(),
+        local: None,
+        rules: rules(history),
+        redact: Vec::new(),
+        group: None,
+    }
+}
+
 /// A device: the shipping life cycle on the shipping store, on a simulated disk.
 struct Device {
     disk: Simulated,
@@ -60,17 +77,7 @@ struct Device {
 impl Device {
     /// Powers up: recovery, and whatever it leads to.
     fn start(disk: Simulated, history: usize) -> Self {
-        let store = Store {
-            root: PathBuf::from("/state"),
-            disk: Arc::new(disk.clone()),
-            packages_root: PathBuf::from("/state/packages"),
-            packages: Arc::new(disk.below("packages")),
-            fresh: Arc::default(),
-            local: None,
-            rules: rules(history),
-            redact: Vec::new(),
-            group: None,
-        };
+        let store = store(&disk, history);
         let _ = store.lay_out();
         let found = store.recover();
         let now = Now { mono: Mono::default(), wall: Wall(Duration::from_secs(1 << 31)) };
@@ -259,17 +266,7 @@ fn base(flow: &Flow) -> Image {
 fn recovers(image: &Image, flow: &Flow) -> Result<Simulated, String> {
     let disk = Simulated::with(image.clone(), Manners::default());
     let device = Device {
-        store: Store {
-            root: PathBuf::from("/state"),
-            disk: Arc::new(disk.clone()),
-            packages_root: PathBuf::from("/state/packages"),
-            packages: Arc::new(disk.below("packages")),
-            fresh: Arc::default(),
-            local: None,
-            rules: rules(flow.history),
-            redact: Vec::new(),
-            group: None,
-        },
+        store: store(&disk, flow.history),
         rollout: Rollout::new(Rules::new(&rules(5), false), Memory::default(), Now::default()),
         now: Now::default(),
         orders: Vec::new(),

@@ -22,6 +22,11 @@ pub(super) struct Access {
 
 /// The steps. Paths are relative to the state directory.
 pub(super) trait Disk: fmt::Debug + Send + Sync {
+    /// Makes the directory that all paths begin in, and those above it, where they are missing.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn make_root(&self) -> io::Result<()>;
     /// Reads a file of at most `most` bytes; a larger one is an error.
     ///
     /// # Errors
@@ -159,6 +164,10 @@ impl Real {
 }
 
 impl Disk for Real {
+    fn make_root(&self) -> io::Result<()> {
+        if self.root.is_dir() { Ok(()) } else { std::fs::create_dir_all(&self.root) }
+    }
+
     fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
         let (parent, name) = self.parent(path)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;

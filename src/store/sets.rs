@@ -54,6 +54,14 @@ pub struct VerifiedPackage {
 }
 
 impl VerifiedPackage {
+    /// One of which only the name counts.
+    #[cfg(test)]
+    #[expect(clippy::unwrap_used, reason = "tests")]
+    pub(super) fn of(member: &Member) -> Self {
+        let file = File::open("/dev/null").unwrap();
+        Self { file, path: PathBuf::from("part"), member: member.clone() }
+    }
+
     /// Holds what was received against what was approved.
     ///
     /// # Errors
@@ -228,6 +236,8 @@ impl Store {
                 record.sha256 == member.sha256
                     && record.name == member.name
                     && record.addon == (member.kind == Kind::Addon)
+                    // Its name may have been flushed, and that of the tree not.
+                    && self.packages.names(&tree(*number)).is_ok()
             })
         })
     }
@@ -238,9 +248,7 @@ impl Store {
     }
 
     fn lay_out_packages(&self) -> io::Result<()> {
-        if !self.packages_root.is_dir() {
-            std::fs::create_dir_all(&self.packages_root)?;
-        }
+        self.packages.make_root()?;
         for name in [SETS, TREES] {
             self.packages.make_directory(Path::new(name), DIRECTORY)?;
         }

@@ -246,6 +246,11 @@ impl Image {
 }
 
 impl Disk for Simulated {
+    fn make_root(&self) -> io::Result<()> {
+        Self(Arc::clone(&self.0), PathBuf::new())
+            .make_directory(&self.1, Access { mode: 0o755, group: None })
+    }
+
     fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
         let path = self.at(path);
         self.look(|image| match image.nodes.get(&image.find(&path)?) {
