@@ -478,6 +478,27 @@ mod tests {
     }
 
     #[test]
+    fn files_around_the_powers_of_two_are_as_long_as_what_was_hashed() {
+        let dir = tempfile::tempdir().unwrap();
+        for at in [1_u64 << 31, 1 << 32] {
+            for size in [at - 1, at, at + 1] {
+                // A hole stands for what came before.
+                let mut incoming = Incoming::open(dir.path(), &[1; 32]).unwrap();
+                incoming.file.set_len(size - 3).unwrap();
+                incoming.size = size - 3;
+                incoming.write(b"end").unwrap();
+                assert_eq!(incoming.size(), size);
+                let received = incoming.finish().unwrap();
+                assert_eq!((received.size, received.file.metadata().unwrap().len()), (size, size));
+                let mut end = [0; 4];
+                received.file.read_exact_at(&mut end, size - 4).unwrap();
+                assert_eq!(&end, b"\0end");
+                fs::remove_file(dir.path().join(received.path)).unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn space_is_looked_at_before_it_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let incoming = Incoming::open(dir.path(), &[1; 32]).unwrap();
