@@ -100,12 +100,16 @@ pub struct Reader<'a, S> {
     framing: Framing,
     /// How long a read may take.
     pub stall: Duration,
-    /// Bytes that may still come.
-    allowed: u64,
+    /// Bytes that may come.
+    limit: u64,
+    /// Bytes that came.
+    taken: u64,
     /// What is left of the length or of the chunk.
     left: u64,
     /// Within the chunks: one has been read to its end, its line end has not.
     behind_chunk: bool,
+    /// The last chunk has been read, and what follows it.
+    done: bool,
 }
 
 impl<'a, S: AsyncRead + Unpin> Reader<'a, S> {
@@ -122,7 +126,7 @@ impl<'a, S: AsyncRead + Unpin> Reader<'a, S> {
         };
         let source = Source { stream, buffer: rest, at: 0 };
         let stall = Duration::MAX;
-        Ok(Self { source, framing, stall, allowed: limit, left, behind_chunk: false })
+        Ok(Self { source, framing, stall, limit, taken: 0, left, behind_chunk: false, done: false })
     }
 
     /// How its end will be known.
@@ -173,7 +177,7 @@ impl<'a, S: AsyncRead + Unpin> Reader<'a, S> {
 
     /// How many bytes come before something else does. 0: the end of the body.
     async fn run(&mut self) -> Result<u64, Fault> {
-        if self.left > 0 || !matches!(self.framing, Framing::Chunked) {
+        if self.left > 0 || self.done || !matches!(self.framing, Framing::Chunked) {
             return Ok(self.left);
         }
         if self.behind_chunk {
@@ -185,12 +189,10 @@ impl<'a, S: AsyncRead + Unpin> Reader<'a, S> {
         let size = self.source.chunk_size(self.stall).await?;
         if size == 0 {
             self.source.trailers(self.stall).await?;
-            self.framing = Framing::Empty;
+            self.done = true;
             return Ok(0);
         }
-        if size > self.allowed {
-            return Err(Fault::TooLarge("more".to_owned()));
-        }
+        self.room(size)?;
         self.left = size;
         self.behind_chunk = true;
         Ok(size)
@@ -198,12 +200,17 @@ impl<'a, S: AsyncRead + Unpin> Reader<'a, S> {
 
     fn took(&mut self, count: usize) -> Result<usize, Fault> {
         let bytes = u64::try_from(count).unwrap_or(u64::MAX);
-        self.allowed =
-            self.allowed.checked_sub(bytes).ok_or_else(|| Fault::TooLarge("more".to_owned()))?;
+        self.taken = self.room(bytes)?;
         if !matches!(self.framing, Framing::Close) {
             self.left = self.left.saturating_sub(bytes);
         }
         Ok(count)
+    }
+
+    /// How many bytes it is with so many more.
+    fn room(&self, more: u64) -> Result<u64, Fault> {
+        let total = self.taken.saturating_add(more);
+        if total > self.limit { Err(Fault::TooLarge(total.to_string())) } else { Ok(total) }
     }
 
     /// The connection has ended.
