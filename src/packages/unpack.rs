@@ -339,7 +339,7 @@ impl<T: Tree> Work<'_, T> {
         }
         match kind {
             Kind::Directory if path.is_empty() => Ok(()),
-            Kind::Directory => self.directories(&path, &no),
+            Kind::Directory => self.directories(&path, &path, &no),
             _ if path.is_empty() => Err(no("the top is a directory")),
             Kind::File if raw.ends_with(b"/") => Err(no("a file's name ends with a slash")),
             Kind::File => {
@@ -364,7 +364,7 @@ impl<T: Tree> Work<'_, T> {
     /// Notes a new file or symlink, and makes the directories above it.
     fn leaf(&mut self, path: &str, no: &dyn Fn(&str) -> Refusal) -> Result<(), Refusal> {
         if let Some((above, _)) = path.rsplit_once('/') {
-            self.directories(above, &|why| no(if why == TWICE { BELOW } else { why }))?;
+            self.directories(above, path, no)?;
         }
         match self.note(path, Node::Leaf, no)? {
             None => Ok(()),
@@ -372,8 +372,13 @@ impl<T: Tree> Work<'_, T> {
         }
     }
 
-    /// Makes what is not there yet of a directory and those above it. One that is named again is fine: it stays as it is.
-    fn directories(&mut self, path: &str, no: &dyn Fn(&str) -> Refusal) -> Result<(), Refusal> {
+    /// Makes what is not there yet of a directory and those above it, for `entry`. One that is named again is fine: it stays as it is.
+    fn directories(
+        &mut self,
+        path: &str,
+        entry: &str,
+        no: &dyn Fn(&str) -> Refusal,
+    ) -> Result<(), Refusal> {
         let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
         for part in ends.filter_map(|end| path.get(..end)) {
             match self.note(part, Node::Directory, no)? {
@@ -382,7 +387,7 @@ impl<T: Tree> Work<'_, T> {
                     made.map_err(|error| disk("making the directory", part, error))?;
                 }
                 Some(Node::Directory) => {}
-                Some(Node::Leaf) if part == path => return Err(no(TWICE)),
+                Some(Node::Leaf) if part == entry => return Err(no(TWICE)),
                 Some(Node::Leaf) => return Err(no(BELOW)),
             }
         }
