@@ -132,6 +132,7 @@ impl<'a> Stream<'a> {
         };
         refused(&match error.kind() {
             io::ErrorKind::UnexpectedEof => format!("the archive is cut short within its {how}"),
+            io::ErrorKind::Unsupported => format!("the archive's {how} is refused: {error}"),
             _ => format!("the archive's {how} is damaged, or there are bytes behind it: {error}"),
         })
     }
@@ -156,13 +157,14 @@ pub(super) mod zstd {
     pub(in super::super) struct Frames<R> {
         source: R,
         decoder: FrameDecoder,
+        fresh: bool,
     }
 
     impl<R: BufRead> Frames<R> {
         pub(super) fn new(source: R) -> Self {
             let mut decoder = FrameDecoder::new();
             decoder.set_max_window_size(MAX_WINDOW);
-            Self { source, decoder }
+            Self { source, decoder, fresh: true }
         }
 
         /// Goes on to the next frame. False: there is none.
@@ -175,8 +177,14 @@ pub(super) mod zstd {
                 return Err(io::Error::other("a frame's checksum is wrong"));
             }
             loop {
-                if self.source.fill_buf()?.is_empty() {
+                let start = self.source.fill_buf()?;
+                if start.is_empty() {
                     return Ok(false);
+                }
+                if core::mem::take(&mut self.fresh) {
+                    // A decoder that has seen a header takes the whole window at the next. The first would grow its own
+                    // by doubling, which peaks at twice as much.
+                    let _ = self.decoder.reset(start);
                 }
                 match self.decoder.reset(&mut self.source) {
                     Ok(()) => return Ok(true),
@@ -184,10 +192,11 @@ pub(super) mod zstd {
                         ReadFrameHeaderError::SkipFrame { length, .. },
                     )) => self.skip(u64::from(length))?,
                     Err(FrameDecoderError::WindowSizeTooBig { requested, max }) => {
-                        return Err(io::Error::other(format!(
+                        let text = format!(
                             "it wants a window of {requested} bytes, allowed are {max}: pack it with `zstd -19` or less, \
                              and without --long"
-                        )));
+                        );
+                        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
                     }
                     Err(error) => return Err(plain(error)),
                 }
