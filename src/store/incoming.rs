@@ -509,6 +509,23 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_full_loses_nothing_of_what_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let sha256 = digest(b"abcdef");
+        let mut incoming = Incoming::open(dir.path(), &sha256).unwrap();
+        incoming.write(b"abc").unwrap();
+        let full = File::options().read(true).write(true).open("/dev/full").unwrap();
+        let good = core::mem::replace(&mut incoming.file, full);
+        let error = incoming.write(b"def").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(error.to_string().contains("no space left: 3 bytes more are needed"), "{error}");
+        incoming.file = good;
+        incoming.write(b"def").unwrap();
+        assert!(incoming.is_expected());
+        assert_eq!(incoming.finish().unwrap().size, 6);
+    }
+
+    #[test]
     fn leftovers_go_and_what_is_wanted_stays() {
         let dir = tempfile::tempdir().unwrap();
         sweep(dir.path(), &[]).unwrap();

@@ -14,7 +14,8 @@ use crate::store::incoming::{Incoming, Mark, Received};
 pub(super) const BUFFER: usize = 128 * 1024;
 /// Buffers: one is filled while the other is written.
 const BUFFERS: usize = 2;
-/// Orders and answers under way: the buffers, and one thing more.
+/// Orders and answers under way: the buffers, and one thing more. No more is ever asked before it is answered, so
+/// the thread never waits for room.
 const QUEUE: usize = BUFFERS + 1;
 /// Stack of the thread, bytes.
 const STACK: usize = 128 * 1024;
@@ -75,14 +76,17 @@ impl Sink {
         let work = move || {
             let incoming = match Incoming::open(&packages_dir, &sha256) {
                 Ok(incoming) => incoming,
-                Err(error) => return drop(opened.send_blocking(Err(error))),
+                Err(error) => return drop(opened.try_send(Err(error))),
             };
             let found = Found { size: incoming.size(), mark: incoming.mark().clone() };
-            if opened.send_blocking(Ok(found)).is_ok() {
+            if opened.try_send(Ok(found)).is_ok() {
                 serve(incoming, &theirs, &answers);
             }
         };
-        thread::Builder::new().stack_size(STACK).spawn(work)?;
+        let started = thread::Builder::new().stack_size(STACK).spawn(work);
+        started.map_err(|error| {
+            io::Error::new(error.kind(), format!("no thread to write with: {error}"))
+        })?;
         let found = found.recv().await.map_err(|_| gone())??;
         let spare = Vec::with_capacity(BUFFERS);
         let mut sink = Self { orders, answers: told, spare, away: 0 };
@@ -182,15 +186,15 @@ fn serve(mut incoming: Incoming, orders: &Receiver<Order>, answers: &Sender<Told
             Order::Finish => {
                 let finished =
                     incoming.finish().map(|received| Answer::Finished(Box::new(received)));
-                return drop(answers.send_blocking(finished));
+                return drop(answers.try_send(finished));
             }
             Order::Discard => {
                 incoming.discard();
-                return drop(answers.send_blocking(Ok(Answer::Done)));
+                return drop(answers.try_send(Ok(Answer::Done)));
             }
         };
         let failed = told.is_err();
-        if answers.send_blocking(told).is_err() || failed {
+        if answers.try_send(told).is_err() || failed {
             return;
         }
     }
