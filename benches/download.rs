@@ -230,7 +230,7 @@ fn chiton(
     let settings = Settings {
         capabilities: vec!["accepts_packages"],
         opamp: vec![
-            "remote_config: { rollback: { window: 10s, interval: 1ms, successes: 1 } }".to_owned(),
+            "remote_config: { rollback: { window: 10s, interval: 10ms, successes: 1 } }".to_owned(),
             format!("packages: {{ trusted_keys: [{}], max_size: 8GiB }}", trusted(&home, 1)),
         ],
         ..Settings::default()
