@@ -13,10 +13,10 @@ use rustix::fs::{Access, StatVfsMountFlags, access, statfs, statvfs};
 
 use super::{BAD_SETTINGS, OK};
 use crate::settings::{
-    self, Apply, CheckKind, DegradeAction, Environment, ExternalBy, Key, Loaded, Owner, Problem,
-    Process, Settings, Tls,
+    self, Apply, CheckKind, DegradeAction, Environment, ExternalBy, Key, Loaded, Owner, Packages,
+    Problem, Process, Settings, Tls,
 };
-use crate::signature::PublicKey;
+use crate::signature::{Keyring, PublicKey};
 use crate::transport::tls::{MAX_PEM, certificates};
 use crate::workload::identity::Identity;
 
@@ -83,7 +83,7 @@ impl<'l> Surroundings<'l> {
     fn look(&mut self) {
         let settings = &self.loaded.settings;
         self.tls(&settings.server.tls);
-        self.trusted_keys(&settings.packages.trusted_keys);
+        self.trusted_keys(&settings.packages);
         self.directories(settings);
         self.programs();
         if let Some(file) = &settings.local_config_path
@@ -151,14 +151,29 @@ impl<'l> Surroundings<'l> {
         }
     }
 
-    fn trusted_keys(&mut self, files: &[PathBuf]) {
-        for (at, file) in files.iter().enumerate() {
+    fn trusted_keys(&mut self, packages: &Packages) {
+        let mut keys = Vec::new();
+        for (at, file) in packages.trusted_keys.iter().enumerate() {
             let parsed = read(file).and_then(|pem| {
                 PublicKey::from_pem(&pem).map_err(|error| format!("{}: {error}", file.display()))
             });
-            if let Err(error) = parsed {
-                self.problem_at(&Key::of("opamp.packages.trusted_keys").index(at), error);
+            match parsed {
+                Ok(key) => keys.push(key),
+                Err(error) => {
+                    self.problem_at(&Key::of("opamp.packages.trusted_keys").index(at), error);
+                }
             }
+        }
+        // Which of them are the same or revoked is known only when all are read.
+        let whole = !keys.is_empty() && keys.len() == packages.trusted_keys.len();
+        let keyring = Keyring::new(keys, packages.threshold, &packages.revoked_keys);
+        if whole && !keyring.is_usable() {
+            let active = keyring.active().count();
+            let text = format!(
+                "{} cannot be reached: the trusted_keys have {active} different key(s) that are not revoked",
+                packages.threshold
+            );
+            self.problem("opamp.packages.threshold", text);
         }
     }
 
@@ -467,6 +482,31 @@ mod tests {
             assert!(found.is_some_and(|found| found.contains(word)), "{err}");
         }
         assert!(!err.contains("trusted_keys[0]"), "{err}");
+    }
+
+    #[test]
+    fn a_threshold_counts_different_keys_that_are_not_revoked() {
+        let device = Device::new();
+        // The public key of RFC 8410's example, section 10.1, and its id.
+        let pem = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+        device.write("a.pub", pem);
+        device.write("b.pub", pem);
+        let id = PublicKey::from_pem(pem.as_bytes()).unwrap().id();
+        let packages = |rest: &str| {
+            device.check(&format!(
+                "opamp:\n  server: {{endpoint: \"ws://localhost\"}}\n  packages:\n    trusted_keys: [@/a.pub, @/b.pub]\n    {rest}\n"
+            ))
+        };
+        for rest in ["threshold: 2".to_owned(), format!("revoked_keys: [{id}]")] {
+            let (code, _, err) = packages(&rest);
+            assert_eq!(code, BAD_SETTINGS, "{rest}");
+            assert!(
+                err.contains("opamp.packages.threshold: ") && err.contains("cannot be reached"),
+                "{err}"
+            );
+        }
+        let (code, _, err) = packages("threshold: 1");
+        assert_eq!(code, OK, "{err}");
     }
 
     #[test]

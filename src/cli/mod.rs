@@ -5,6 +5,7 @@ mod good;
 mod recover;
 mod retry;
 mod run;
+mod signing;
 mod status;
 mod version;
 
@@ -43,6 +44,9 @@ Commands:
   check    validate the settings and what they point to; print what is in force
   status   ask the running agent how it is
   version  print version, target and protocol version
+  keygen   make a key for signing packages and configurations
+  sign     sign a file with it
+  verify   check a file's signature; `chiton sign --help` and the like tell more
 
 Options:
   --config FILE   the settings file (default /etc/chiton/chiton.yaml);
@@ -63,6 +67,7 @@ enum Command {
     Status { config: Option<PathBuf>, json: bool },
     Retry { config: Option<PathBuf>, hash: Option<String> },
     Version { json: bool },
+    Signing(signing::Job),
     Help,
 }
 
@@ -76,6 +81,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(Command::Status { config, json }) => status::run(config.as_deref(), json),
         Ok(Command::Retry { config, hash }) => retry::run(config.as_deref(), hash.as_deref()),
         Ok(Command::Version { json }) => version::run(json),
+        Ok(Command::Signing(job)) => signing::run(&job),
         Ok(Command::Help) => print(HELP),
         Err(error) => {
             complain(&format!("{error}; `chiton --help` shows what there is"));
@@ -96,7 +102,17 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, lexop
             Long("config") => config = Some(PathBuf::from(parser.value()?)),
             Long("json") => json = true,
             Long("version") if command.is_none() => command = Some("version".to_owned()),
-            Value(word) if command.is_none() => command = Some(word.string()?),
+            Value(word) if command.is_none() => {
+                let word = word.string()?;
+                match signing::parse(&word, &mut parser) {
+                    Some(_) if json => return Err("--json goes with status and version".into()),
+                    Some(_) if config.is_some() => {
+                        return Err(format!("--config does not go with {word}").into());
+                    }
+                    Some(job) => return Ok(Command::Signing(job)),
+                    None => command = Some(word),
+                }
+            }
             Value(word) if command.as_deref() == Some("retry") && hash.is_none() => {
                 hash = Some(word.string()?);
             }

@@ -32,6 +32,7 @@ pub use problem::{Key, MAX_PROBLEMS, Problem, Step};
 pub use render::render;
 pub use salvage::salvage;
 pub use sources::{MAX_CONF_D, Sources};
+pub(crate) use units::duration;
 pub use units::{Bytes, Long};
 pub use validate::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, check_header};
 

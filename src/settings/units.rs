@@ -51,7 +51,7 @@ const UNITS: [(&str, u64); 5] =
 
 /// Reads `250ms`, `10s`, `1m30s`, `30d`, and `0`. [`None`]: it is no duration.
 #[must_use]
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

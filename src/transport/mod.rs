@@ -34,6 +34,7 @@ use crate::settings::{Endpoint, Scheme, Server};
 use proxy::Via;
 use redirect::Target;
 use tls::{Factory, Peer};
+pub(crate) use websocket::base64;
 
 /// What a link has to tell.
 #[derive(Debug)]

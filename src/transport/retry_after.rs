@@ -48,7 +48,8 @@ fn month_number(name: &str) -> Option<u64> {
     u64::try_from(at).ok()?.checked_add(1)
 }
 
-fn clock_time(text: &str) -> Option<u64> {
+/// Seconds since midnight of `12:34:56`.
+pub(crate) fn clock_time(text: &str) -> Option<u64> {
     let mut parts = text.split(':').map(|part| part.parse::<u64>().ok());
     let (hours, minutes, seconds) = (parts.next()??, parts.next()??, parts.next()??);
     let in_range = hours < 24 && minutes < 60 && seconds < 61 && parts.next().is_none();
@@ -57,7 +58,7 @@ fn clock_time(text: &str) -> Option<u64> {
 }
 
 /// Days from 1 January 1970 in the Gregorian calendar, by whole 400-year eras that begin in March.
-fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
+pub(crate) fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
     if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
     }
