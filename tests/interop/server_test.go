@@ -235,7 +235,9 @@ func (s *opampServer) onMessage(m received) *protobufs.ServerToAgent {
 	reply.InstanceUid = m.InstanceUid
 	reply.Capabilities = uint64(protobufs.ServerCapabilities_ServerCapabilities_AcceptsStatus |
 		protobufs.ServerCapabilities_ServerCapabilities_OffersRemoteConfig |
-		protobufs.ServerCapabilities_ServerCapabilities_AcceptsEffectiveConfig)
+		protobufs.ServerCapabilities_ServerCapabilities_AcceptsEffectiveConfig |
+		protobufs.ServerCapabilities_ServerCapabilities_OffersPackages |
+		protobufs.ServerCapabilities_ServerCapabilities_AcceptsPackagesStatus)
 	return reply
 }
 
@@ -342,6 +344,9 @@ func (s *opampServer) checkOrder() {
 		}
 		if m.Capabilities&uint64(protobufs.AgentCapabilities_AgentCapabilities_ReportsStatus) == 0 {
 			s.t.Errorf("message %d: no ReportsStatus in capabilities %#x", i, m.Capabilities)
+		}
+		for _, wrong := range wrongStatuses(m.PackageStatuses) {
+			s.t.Errorf("message %d: %s", i, wrong)
 		}
 		if i == 0 {
 			continue
