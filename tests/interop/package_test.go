@@ -245,7 +245,7 @@ func TestPackageIsInstalledWithItsConfig(t *testing.T) {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", p.agent.process.Pid), []byte("5"), 0); err != nil {
 			t.Fatal(err)
 		}
-		before := p.kilobytes("VmRSS")
+		before, beforeAnon := p.kilobytes("VmRSS"), p.kilobytes("RssAnon")
 		p.shelf.hold(b.file, b.size/2)
 		from := p.server.mark()
 		p.offer(b, "config 1", p.config(port))
@@ -269,8 +269,8 @@ func TestPackageIsInstalledWithItsConfig(t *testing.T) {
 		peak := p.kilobytes("VmHWM")
 		p.startedTimes(1)
 		p.fetchedOnce(b)
-		t.Logf("file %d bytes, sent %d; agent before %d KiB, peak while it fetched and unpacked %d KiB, after %d KiB",
-			b.size, p.shelf.bytes(b.file), before, peak, p.kilobytes("VmRSS"))
+		t.Logf("file %d bytes, sent %d; agent before %d KiB (anonymous %d KiB), peak while it fetched and unpacked %d KiB, after %d KiB (anonymous %d KiB)",
+			b.size, p.shelf.bytes(b.file), before, beforeAnon, peak, p.kilobytes("VmRSS"), p.kilobytes("RssAnon"))
 
 		// The same again is nothing new.
 		p.offer(b, "config 1", p.config(port))
@@ -354,6 +354,163 @@ func TestPackageIsFetchedInParts(t *testing.T) {
 		}
 		p.agent.stop()
 	})
+}
+
+// Death of chiton in the middle of the file, and again in the trial: what was fetched is kept, and
+// what was interrupted is repeated.
+func TestPackageOutlivesDeathOfChiton(t *testing.T) {
+	overEach(t, gateTransports, func(t *testing.T, row transport) {
+		key := keygen(t)
+		p := startPackaged(t, row, key, "")
+		one := key.sign(p.shelf, p.plainBuild("1.0", gzip.BestSpeed))
+		two := key.sign(p.shelf, p.wrappedBuild("2.0"))
+		port := freePort(t)
+		p.shelf.hold(one.file, one.size/2)
+		from := p.server.mark()
+		p.offer(one, "config 1", p.config(port))
+		eventually(t, "half of the file to be on the disk", func() error {
+			_, had, err := p.incoming()
+			if err == nil && had < one.size/3 {
+				err = fmt.Errorf("%d of %d bytes", had, one.size)
+			}
+			return err
+		})
+		p.server.awaitMessage(from, "the offer's receipt", func(m received) bool { return status(m, one) != nil })
+		p.agent.kill()
+		p.shelf.release()
+		from = p.server.mark()
+		p.agent.start()
+		first, _ := p.server.awaitMessage(from, "the first report after the crash", anything)
+		if len(first.PackageStatuses.GetPackages()) > 0 || len(first.PackageStatuses.GetServerProvidedAllPackagesHash()) > 0 {
+			t.Errorf("the first report after the crash says %v", first.PackageStatuses)
+		}
+		sent := p.shelf.bytes(one.file)
+		p.offer(one, "config 1", p.config(port))
+		p.awaitInstalled(from, one)
+		p.server.awaitStatus(from, "config 1", applied)
+		p.serves(port, "span after the crash")
+		asked := p.shelf.requests(one.file)
+		if len(asked) != 2 || !strings.HasPrefix(asked[1], "bytes=") {
+			t.Errorf("it was asked for as %q", asked)
+		}
+		if again := p.shelf.bytes(one.file) - sent; again > one.size*3/4 {
+			t.Errorf("%d bytes were fetched after the crash, the file has %d", again, one.size)
+		}
+		if name, had, err := p.incoming(); err == nil {
+			t.Errorf("%s with %d bytes is left", name, had)
+		}
+
+		// In the trial. Nothing answers the check, so that it lasts.
+		pid := p.runs(one)
+		quiet := strings.Replace(p.config(port), "extensions: [health_check]", "extensions: []", 1)
+		from = p.server.mark()
+		p.offer(two, "config 2", quiet)
+		trial := p.runs(two)
+		p.agent.kill()
+		from = p.server.mark()
+		p.agent.start()
+		first, _ = p.server.awaitMessage(from, "the first report after the second crash", anything)
+		if s := status(first, two); s == nil || s.Status != installing || s.AgentHasVersion != "1.0" {
+			t.Errorf("the first report after the second crash says %v", first.PackageStatuses)
+		}
+		s, _ := p.await(from, two, installFailed)
+		if s.AgentHasVersion != "1.0" {
+			t.Errorf("after going back: %v", s)
+		}
+		p.server.awaitStatus(from, "config 2", failed)
+		if now := p.runs(one); now == pid || now == trial {
+			t.Errorf("the Collector is process %d", now)
+		}
+		p.server.awaitHealthy()
+		p.serves(port, "span at the end")
+		p.startedTimes(5) // one; two; one again; its trial again; back
+		p.fetchedOnce(two)
+		p.agent.stop()
+	})
+}
+
+// incoming is the file on the disk that has not come whole.
+func (p *packaged) incoming() (string, int64, error) {
+	parts, _ := filepath.Glob(p.agent.path("state/packages/incoming/*.part"))
+	if len(parts) != 1 {
+		return "", 0, fmt.Errorf("incoming: %q", parts)
+	}
+	info, err := os.Stat(parts[0])
+	if err != nil {
+		return "", 0, err
+	}
+	return parts[0], info.Size(), nil
+}
+
+// Servers that do not compare hashes offer the same with each answer. That is one download, one
+// start, and no conversation without end.
+func TestPackageIsOfferedWithEachAnswer(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		hash []byte
+		bad  bool
+	}{
+		{"with a hash", []byte("all"), false},
+		{"without a hash", nil, false},
+		{"with a hash, and fails", []byte("all"), true},
+		{"without a hash, and fails", nil, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			overEach(t, gateTransports, func(t *testing.T, via transport) {
+				key := keygen(t)
+				p := startPackaged(t, via, key, "")
+				b := p.plainBuild("1.0", gzip.BestSpeed)
+				if row.bad {
+					b = p.muteBuild("1.0")
+				}
+				key.sign(p.shelf, b)
+				port := freePort(t)
+				p.shelf.hold(b.file, b.size/2)
+				from := p.server.mark()
+				offers := 0
+				p.server.setAnswer(func(_ *protobufs.AgentToServer, reply *protobufs.ServerToAgent) {
+					reply.RemoteConfig = remoteConfig("config 1", map[string]string{"": p.config(port)}).RemoteConfig
+					reply.PackagesAvailable = &protobufs.PackagesAvailable{
+						Packages:        map[string]*protobufs.PackageAvailable{"otelcol": p.shelf.offered(b)},
+						AllPackagesHash: row.hash,
+					}
+					offers++
+				})
+				p.server.await("offers while it is fetched", func() bool { return offers >= 5 })
+				p.shelf.release()
+				want := installed
+				if row.bad {
+					want = installFailed
+				}
+				p.server.awaitMessage(from, want.String(), func(m received) bool {
+					s := m.PackageStatuses.GetPackages()["otelcol"]
+					return s != nil && s.Status == want
+				})
+				starts := p.starts()
+				p.server.mu.Lock()
+				offers = 0
+				p.server.mu.Unlock()
+				from = p.server.mark()
+				p.server.await("offers of what is there", func() bool { return offers >= 6 })
+				told := 0
+				for _, m := range p.server.since(from) {
+					if m.PackageStatuses != nil {
+						told++
+					}
+				}
+				if told > 2 {
+					t.Errorf("the packages are told %d times for 6 offers of what was concluded", told)
+				}
+				p.startedTimes(starts)
+				p.fetchedOnce(b)
+				if !row.bad {
+					p.serves(port, "span at the end")
+					p.startedTimes(1)
+				}
+				p.agent.stop()
+			})
+		})
+	}
 }
 
 // What passes everything but the health check goes, and its config goes with it.
