@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -115,6 +116,15 @@ func (s *opampServer) endpoint() string {
 	return s.transport.scheme + "://" + s.address + "/v1/opamp"
 }
 
+func (s *opampServer) port() int {
+	_, text, _ := strings.Cut(s.address, ":")
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return port
+}
+
 func (s *opampServer) start() {
 	s.t.Helper()
 	handler, connContext, err := server.New(nil).Attach(server.Settings{
@@ -153,7 +163,7 @@ func (s *opampServer) start() {
 // stop is a server that falls over: nobody says goodbye.
 func (s *opampServer) stop() {
 	_ = s.listening.Close()
-	awaitForks()
+	awaitUnbound(s.t, s.port())
 	s.mu.Lock()
 	open := make([]types.Connection, 0, len(s.live))
 	for c := range s.live {
