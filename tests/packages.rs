@@ -140,3 +140,58 @@ fn what_nobody_signed_is_not_even_fetched() {
     assert!(!home.packages().join("current").exists());
     agent.stop_with(peer);
 }
+
+#[test]
+fn an_offer_without_a_hash_is_known_by_its_contents() {
+    let (home, server, files) = (Home::new(), Server::new(), Files::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&home, GATE, ""));
+    let uid = &first.instance_uid;
+
+    let one = offered(&files, "prog", "1.0", 1, &home.program("1.0", ""));
+    for _ in 0..3 {
+        peer.send(&packages(uid, "", vec![one.clone()]));
+    }
+    let status = peer.until("1.0", |report| runs(report, "1.0"));
+    assert!(status.package_statuses.unwrap().server_provided_all_packages_hash.is_empty());
+    let pid = home.workload(1);
+    let asked = files.asked().len();
+    assert_eq!(asked, 1);
+
+    // Also where its URL is another one each time.
+    let mut elsewhere = one.clone();
+    elsewhere.1.file.as_mut().unwrap().download_url.push_str("?signed=again");
+    peer.send(&packages(uid, "", vec![elsewhere]));
+    peer.proves_to_work(uid);
+    assert_eq!(files.asked().len(), asked);
+    assert!(is_alive(pid));
+
+    // What is another one is another one.
+    let bad = offered(&files, "prog", "2.0", 2, &home.program("2.0", "exit 3"));
+    for _ in 0..3 {
+        peer.send(&packages(uid, "", vec![bad.clone()]));
+    }
+    peer.until("2.0 failed", |report| {
+        let told = report.package_statuses.as_ref().and_then(|told| told.packages.get("prog"));
+        told.is_some_and(|it| it.status() == InstallFailed)
+    });
+    assert_eq!(home.version(home.workload(3)), "1.0");
+    // Nor is it tried again, also after a restart.
+    let asked = files.asked().len();
+    agent.stop_with(peer);
+    let agent = home.start();
+    let (mut peer, _) = server.greet();
+    home.workload(4);
+    peer.send(&packages(uid, "", vec![bad]));
+    peer.proves_to_work(uid);
+    assert_eq!((files.asked().len(), home.pids().len()), (asked, 4));
+    let three = offered(&files, "prog", "3.0", 3, &home.program("3.0", ""));
+    peer.send(&packages(uid, "", vec![three]));
+    peer.until("3.0", |report| runs(report, "3.0"));
+    agent.stop_with(peer);
+}
+
+/// The report says that `prog` is installed in a version.
+fn runs(report: &AgentToServer, version: &str) -> bool {
+    let told = report.package_statuses.as_ref().and_then(|told| told.packages.get("prog"));
+    told.is_some_and(|it| it.status() == Installed && it.agent_has_version == version)
+}

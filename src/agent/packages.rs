@@ -11,9 +11,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use chiton_proto::{
-    PackageAvailable, PackageDownloadDetails, PackageStatus, PackageStatusEnum, PackageStatuses,
-    PackagesAvailable,
+    DownloadableFile, PackageAvailable, PackageDownloadDetails, PackageStatus, PackageStatusEnum,
+    PackageStatuses, PackagesAvailable,
 };
+use sha2::{Digest as _, Sha256};
 
 use self::policy::{Known, Policy, Warrant};
 use self::set::{Member, Plan, Running};
@@ -28,6 +29,9 @@ pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 pub const TRANSIENT_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes of a download_url.
 pub const MAX_URL: usize = 8192;
+
+/// How our own names of offers begin that came without a hash.
+const OWN_HASH: &[u8] = b"\0by contents\0";
 
 /// A file that is to be here: fetched, verified, unpacked, unless it is already.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,23 +168,20 @@ impl Packages {
         now: Now,
         orders: &mut Vec<Wanted>,
     ) -> Taken {
-        let hash = &offer.all_packages_hash;
+        let hash = known_by(offer);
         let memory = &rollout.memory().packages;
-        if !hash.is_empty() {
-            if self.sync.as_ref().is_some_and(|sync| sync.plan.hash == *hash) {
-                return Taken::Working;
-            }
-            let concluding = rollout.concluding().map(|outcome| &outcome.hash);
-            if self.sync.is_none()
-                && (rollout.plan().map(|plan| &plan.hash).or(concluding) == Some(hash)
-                    || (memory.received.as_ref() == Some(hash) && !self.tries_again(memory, now)))
-            {
-                return Taken::Ignored;
-            }
+        if self.sync.as_ref().is_some_and(|sync| sync.plan.hash == hash) {
+            return Taken::Working;
+        }
+        let concluding = rollout.concluding().map(|outcome| &outcome.hash);
+        if self.sync.is_none()
+            && (rollout.plan().map(|plan| &plan.hash).or(concluding) == Some(&hash)
+                || (memory.received.as_ref() == Some(&hash) && !self.tries_again(memory, now)))
+        {
+            return Taken::Ignored;
         }
         // The newest wins.
         self.sync = None;
-        let hash = Bytes::copy_from_slice(hash);
         let outcome = |error: String, failed| {
             let outcome = PackagesOutcome { hash: hash.clone(), error, failed, transient: false };
             Taken::Concluded(outcome)
@@ -234,7 +235,7 @@ impl Packages {
         self.installed.iter().filter(|member| !member.local)
     }
 
-    fn plan(&self, hash: Bytes, approved: &[(Warrant, chiton_proto::DownloadableFile)]) -> Plan {
+    fn plan(&self, hash: Bytes, approved: &[(Warrant, DownloadableFile)]) -> Plan {
         let mut members: Vec<Member> =
             approved.iter().map(|(warrant, _)| warrant.member().clone()).collect();
         members.sort_by(|a, b| a.name.cmp(&b.name));
@@ -377,7 +378,7 @@ impl Packages {
         let received = under_way.map(|plan| &plan.hash).or(concluding).or(memory.received.as_ref());
         PackageStatuses {
             packages: statuses.into_iter().collect(),
-            server_provided_all_packages_hash: received.cloned().unwrap_or_default(),
+            server_provided_all_packages_hash: received.map(provided).unwrap_or_default(),
             error_message: if under_way.is_none() { memory.error.clone() } else { String::new() },
         }
     }
@@ -425,12 +426,44 @@ fn with_others(culprit: &str) -> String {
     format!("not installed: {culprit}, offered with it, failed")
 }
 
+/// The hash that an offer is known by: a copy, because the offer's bytes are parts of the whole message. One without
+/// (opamp-spec L2901 asks for it) is known by what it is about, or each repetition would be a new offer. Where its
+/// files lie does not count: a URL may be signed anew each time.
+fn known_by(offer: &PackagesAvailable) -> Bytes {
+    if !offer.all_packages_hash.is_empty() {
+        return Bytes::copy_from_slice(&offer.all_packages_hash);
+    }
+    let packages: BTreeMap<_, _> = offer.packages.iter().collect();
+    let mut hash = Sha256::new();
+    for (name, package) in packages {
+        let file = package.file.as_ref();
+        let of_file = |part: fn(&DownloadableFile) -> &Bytes| file.map_or(&[][..], |it| part(it));
+        for part in [
+            name.as_bytes(),
+            package.version.as_bytes(),
+            &package.hash,
+            of_file(|file| &file.content_hash),
+            of_file(|file| &file.signature),
+        ] {
+            hash.update(part.len().to_be_bytes());
+            hash.update(part);
+        }
+        hash.update(package.r#type.to_be_bytes());
+    }
+    [OWN_HASH, hash.finalize().as_slice()].concat().into()
+}
+
+/// What the server called it: nothing, where the name is our own.
+fn provided(hash: &Bytes) -> Bytes {
+    if hash.starts_with(OWN_HASH) { Bytes::new() } else { hash.clone() }
+}
+
 /// Warrants for all, or why each cannot be installed: one bad package and none of the set is.
 fn approve(
     policy: &Policy,
     offer: &PackagesAvailable,
     known: &Known<'_>,
-) -> Result<Vec<(Warrant, chiton_proto::DownloadableFile)>, Vec<PackageFailure>> {
+) -> Result<Vec<(Warrant, DownloadableFile)>, Vec<PackageFailure>> {
     let mut offered: Vec<(&String, &PackageAvailable)> = offer.packages.iter().collect();
     offered.sort_by_key(|(name, _)| *name);
     let mut approved = Vec::new();

@@ -30,6 +30,9 @@ type settings struct {
 	HealthURL        string
 	Gate             string // a second check, over HTTP
 	Rollback         string
+	PackageKey       string // a public key: with it packages are accepted
+	PackageSignature string // the form that will do; manifest if empty
+	Verify           []string
 	LocalConfig      string // its contents; without any there is no local file
 	LocalConfigPath  string
 	StateDir, Socket string
@@ -61,6 +64,9 @@ var settingsFile = template.Must(template.New("chiton.yaml").Funcs(template.Func
     labels: { env: interop }
   capabilities:
     accepts_remote_config: true
+{{- if .PackageKey}}
+    accepts_packages: true
+{{- end}}
   health:
     check_interval: 500ms
 {{- if .HealthURL}}
@@ -89,6 +95,14 @@ var settingsFile = template.Must(template.New("chiton.yaml").Funcs(template.Func
 {{- end}}
     rollback: {{.Rollback}}
     min_interval: 1ms
+{{- if .PackageKey}}
+  packages:
+    trusted_keys: [{{yaml .PackageKey}}]
+{{- if .PackageSignature}}
+    signature: {{.PackageSignature}}
+{{- end}}
+    verify: {{yaml .Verify}}
+{{- end}}
   state_dir: {{yaml .StateDir}}
   status_socket: {{yaml .Socket}}
   log: { level: debug }

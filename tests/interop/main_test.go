@@ -132,7 +132,7 @@ func freePort(t *testing.T) int {
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", ports.next))
 		if err == nil {
 			l.Close()
-			awaitForks()
+			awaitUnbound(t, ports.next)
 			return ports.next
 		}
 	}
@@ -140,11 +140,21 @@ func freePort(t *testing.T) int {
 	return 0
 }
 
-// awaitForks waits until no child of ours is between fork and exec. Such a child still holds copies
-// of our listeners: a port that was closed meanwhile is free only when it has let go of them.
-func awaitForks() {
-	syscall.ForkLock.RLock()
-	syscall.ForkLock.RUnlock() // the wait is all that is wanted
+// awaitUnbound waits until nobody listens on a port of loopback that was closed. A child of ours
+// keeps copies of our listeners until its exec is through, and no lock of Go's covers the whole of that.
+func awaitUnbound(t *testing.T, port int) {
+	t.Helper()
+	local := fmt.Sprintf("0100007F:%04X", port)
+	eventually(t, fmt.Sprintf("port %d to be free", port), func() error {
+		text, err := os.ReadFile("/proc/net/tcp")
+		for line := range strings.Lines(string(text)) {
+			// sl local_address rem_address st …, where 0A is LISTEN.
+			if f := strings.Fields(line); len(f) > 3 && f[1] == local && f[3] == "0A" {
+				return fmt.Errorf("somebody listens")
+			}
+		}
+		return err
+	})
 }
 
 // eventually polls what no channel tells of: a port, a file, a process.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -115,6 +116,15 @@ func (s *opampServer) endpoint() string {
 	return s.transport.scheme + "://" + s.address + "/v1/opamp"
 }
 
+func (s *opampServer) port() int {
+	_, text, _ := strings.Cut(s.address, ":")
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return port
+}
+
 func (s *opampServer) start() {
 	s.t.Helper()
 	handler, connContext, err := server.New(nil).Attach(server.Settings{
@@ -153,7 +163,7 @@ func (s *opampServer) start() {
 // stop is a server that falls over: nobody says goodbye.
 func (s *opampServer) stop() {
 	_ = s.listening.Close()
-	awaitForks()
+	awaitUnbound(s.t, s.port())
 	s.mu.Lock()
 	open := make([]types.Connection, 0, len(s.live))
 	for c := range s.live {
@@ -235,7 +245,9 @@ func (s *opampServer) onMessage(m received) *protobufs.ServerToAgent {
 	reply.InstanceUid = m.InstanceUid
 	reply.Capabilities = uint64(protobufs.ServerCapabilities_ServerCapabilities_AcceptsStatus |
 		protobufs.ServerCapabilities_ServerCapabilities_OffersRemoteConfig |
-		protobufs.ServerCapabilities_ServerCapabilities_AcceptsEffectiveConfig)
+		protobufs.ServerCapabilities_ServerCapabilities_AcceptsEffectiveConfig |
+		protobufs.ServerCapabilities_ServerCapabilities_OffersPackages |
+		protobufs.ServerCapabilities_ServerCapabilities_AcceptsPackagesStatus)
 	return reply
 }
 
@@ -342,6 +354,9 @@ func (s *opampServer) checkOrder() {
 		}
 		if m.Capabilities&uint64(protobufs.AgentCapabilities_AgentCapabilities_ReportsStatus) == 0 {
 			s.t.Errorf("message %d: no ReportsStatus in capabilities %#x", i, m.Capabilities)
+		}
+		for _, wrong := range wrongStatuses(m.PackageStatuses) {
+			s.t.Errorf("message %d: %s", i, wrong)
 		}
 		if i == 0 {
 			continue
