@@ -795,7 +795,9 @@ impl Agent {
     /// When [`Event::Tick`] is due, if nothing else happens before.
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
-        let workload = self.state.workload.as_ref().and_then(Supervision::deadline);
+        let starts = !self.state.rollout.is_swapping();
+        let workload = self.state.workload.as_ref().filter(|_| starts);
+        let workload = workload.and_then(Supervision::deadline);
         let check = self.next_check.filter(|_| self.checks_run());
         let session = self.session.as_ref().and_then(Session::deadline);
         let measure = self.measuring.deadline().filter(|_| self.is_running());
@@ -1116,7 +1118,9 @@ impl Agent {
     fn settle(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.on_session(actions, |session, out| session.tick(now, out));
         if !self.shutting_down {
-            self.on_workload(actions, |workload, out| workload.tick(now, out));
+            if !self.state.rollout.is_swapping() {
+                self.on_workload(actions, |workload, out| workload.tick(now, out));
+            }
             self.on_external(now, actions, |workload, out| workload.overdue(now, out));
             self.on_rollout(now, actions, |rollout, out| rollout.tick(now, out));
             if self.state.committed_runs(now) {

@@ -1262,6 +1262,19 @@ impl Rollout {
         )
     }
 
+    /// Whether what the workload would read is being exchanged, or is about to be: nothing may be started in between,
+    /// it could see a mix.
+    #[must_use]
+    pub const fn is_swapping(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Activating(_)
+                | Phase::Condemning(_)
+                | Phase::Returning { applying: false, .. }
+                | Phase::Substituting { applying: false }
+        )
+    }
+
     /// Whether nothing is under way.
     #[must_use]
     pub const fn is_idle(&self) -> bool {
