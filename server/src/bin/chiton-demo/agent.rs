@@ -27,6 +27,9 @@ pub(crate) struct Home {
     workload_port: u16,
 }
 
+/// A file and its signature.
+pub(crate) type Signed = (Vec<u8>, Vec<u8>);
+
 /// The running agent.
 pub(crate) struct Agent {
     child: Child,
@@ -50,6 +53,7 @@ impl Home {
         let home = Self { directory, server, workload_port: free_port()? };
         let local = format!("greeting: hello from the local file\nport: {}\n", home.workload_port);
         fs::write(home.file("sample.yaml"), local)?;
+        home.chiton(&["keygen", "--out", &home.file("release.key").to_string_lossy()])?;
         let workload = built("examples/sample-workload")?;
         fs::write(home.settings_file(), serde_yaml::to_string(&home.settings(&workload))?)?;
         Ok(home)
@@ -63,6 +67,30 @@ impl Home {
     /// Where the workload answers health checks.
     pub(crate) fn workload_port(&self) -> u16 {
         self.workload_port
+    }
+
+    /// Signs a file as the package `name`; the file and its signature.
+    pub(crate) fn sign(&self, name: &str, version: &str, text: &str) -> Result<Signed, Failure> {
+        let (file, key) = (self.file(name), self.file("release.key"));
+        fs::write(&file, text)?;
+        let (file, key) = (file.to_string_lossy().into_owned(), key.to_string_lossy().into_owned());
+        self.chiton(&["sign", "--key", &key, "--name", name, "--version", version, &file])?;
+        Ok((text.into(), fs::read(format!("{file}.sig"))?))
+    }
+
+    /// A file of the package as the workload would find it.
+    pub(crate) fn installed(&self, name: &str) -> io::Result<String> {
+        fs::read_to_string(self.file("state/packages/current").join(name).join(name))
+    }
+
+    /// One of its commands, to its end.
+    fn chiton(&self, arguments: &[&str]) -> Result<(), Failure> {
+        let done = process::Command::new(built("chiton")?).args(arguments).output()?;
+        if done.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        Err(format!("chiton {}: {said}", arguments.join(" ")).into())
     }
 
     /// The end of the agent's log.
@@ -83,7 +111,8 @@ impl Home {
         json!({"opamp": {
             "server": {"endpoint": format!("ws://{server}/v1/opamp"), "heartbeat_interval": "5s"},
             "agent": {"service_name": "sample-workload", "labels": {"env": "demo", "region": "desk"}},
-            "capabilities": {"accepts_remote_config": true},
+            "capabilities": {"accepts_remote_config": true, "accepts_packages": true},
+            "packages": {"trusted_keys": [self.file("release.key.pub")]},
             "health": {
                 "check_interval": "1s",
                 "checks": [{"http": format!("http://127.0.0.1:{port}/"), "timeout": "1s"}],

@@ -22,26 +22,31 @@ impl Client {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<Value, Failure> {
-        self.ask(&format!("GET {path}"), "").await
+        self.ask(&format!("GET {path}"), b"").await
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        self.ask(&format!("POST {path}"), &body.to_string()).await
+        self.ask(&format!("POST {path}"), body.to_string().as_bytes()).await
     }
 
-    async fn ask(&self, line: &str, body: &str) -> Result<Value, Failure> {
+    pub(crate) async fn put(&self, path: &str, body: &[u8]) -> Result<Value, Failure> {
+        self.ask(&format!("PUT {path}"), body).await
+    }
+
+    async fn ask(&self, line: &str, body: &[u8]) -> Result<Value, Failure> {
         let length = body.len();
         let request = format!(
             "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
+             Content-Length: {length}\r\n\r\n"
         );
         let mut stream = TcpStream::connect(self.address).await?;
         stream.write_all(request.as_bytes()).await?;
+        stream.write_all(body).await?;
         let mut answer = String::new();
         stream.take(MAX_ANSWER).read_to_string(&mut answer).await?;
         let (head, body) =
             answer.split_once("\r\n\r\n").ok_or("the server's answer was cut short")?;
-        if !head.starts_with("HTTP/1.1 200 ") {
+        if !head.starts_with("HTTP/1.1 20") {
             return Err(format!("{line}: {body}").into());
         }
         Ok(serde_json::from_str(body)?)

@@ -159,6 +159,21 @@ async fn walk_through(running: &Running, home: &Home) -> Result<(), Failure> {
         .into());
     }
 
+    step("4. A signed package is offered, and then one that somebody tampered with");
+    let (file, signature) = home.sign("words", "1.0", "good words\n")?;
+    let told = offer(&client, "1.0", &file, &signature).await?;
+    if told["status"] != "Installed" {
+        return Err(format!("the package failed: {}", text(&told["error_message"])).into());
+    }
+    say(format_args!("Installed: words 1.0, and in it: {}", home.installed("words")?.trim_end()));
+    let (_, signature) = home.sign("words", "2.0", "better words\n")?;
+    let told = offer(&client, "2.0", b"evil words\n", &signature).await?;
+    if told["status"] != "InstallFailed" || home.installed("words")? != "good words\n" {
+        return Err("what nobody signed was installed".into());
+    }
+    say(format_args!("InstallFailed: {}", text(&told["error_message"])));
+    say("Not a byte of it was fetched; version 1.0 is still there.");
+
     step("Now it is yours");
     say(format_args!(
         "Open http://{}/ to see the agent and to push a config, or:",
@@ -204,6 +219,28 @@ async fn push(client: &Client, body: &str) -> Result<String, Failure> {
     let answer =
         client.post("/api/v1/config", &json!({"target": TARGET, "files": {"": body}})).await?;
     Ok(text(&answer["hash"]))
+}
+
+/// Uploads a version of the package `words`, offers it, and waits for what the agent says in the end.
+async fn offer(
+    client: &Client,
+    version: &str,
+    file: &[u8],
+    signature: &[u8],
+) -> Result<Value, Failure> {
+    let path = format!("/api/v1/packages/words/{version}");
+    client.put(&format!("{path}?type=addon"), file).await?;
+    client.put(&format!("{path}/signature"), signature).await?;
+    let packages = json!([{"name": "words", "version": version}]);
+    let offer = json!({"target": TARGET, "packages": packages});
+    client.put("/api/v1/offers/packages", offer.to_string().as_bytes()).await?;
+    let agent = wait_for(client, |agent| {
+        let package = &agent["packages"]["words"];
+        package["offered_version"] == version
+            && package["status"].as_str().is_some_and(|status| status.starts_with("Install"))
+            && !["InstallPending", "Installing"].contains(&package["status"].as_str().unwrap_or(""))
+    });
+    Ok(agent.await?["packages"]["words"].clone())
 }
 
 async fn effective(client: &Client, uid: &str) -> Result<String, Failure> {
