@@ -38,6 +38,8 @@ struct Row {
     seconds: f64,
     peak: u64,
     fetched: u64,
+    /// Bytes written to the disk; 0 on tmpfs, and where it was not watched.
+    written: u64,
 }
 
 fn main() {
@@ -77,20 +79,21 @@ fn main() {
     let base = rows.first().unwrap().seconds;
     println!("\n{mib} MiB over loopback http, below {}", dir.path().parent().unwrap().display());
     println!(
-        "{:<42} {:>8} {:>8} {:>10} {:>10} {:>9}",
-        "what", "s", "MiB/s", "of curl", "peak KiB", "fetched"
+        "{:<42} {:>8} {:>8} {:>10} {:>10} {:>9} {:>9}",
+        "what", "s", "MiB/s", "of curl", "peak KiB", "fetched", "written"
     );
     for row in rows {
         let rate = size as f64 / MIB as f64 / row.seconds;
         let fetched = row.fetched as f64 / size as f64;
         println!(
-            "{:<42} {:>8.2} {:>8.0} {:>10.2} {:>10} {:>9.3}",
+            "{:<42} {:>8.2} {:>8.0} {:>10.2} {:>10} {:>9.3} {:>9.3}",
             row.what,
             row.seconds,
             rate,
             row.seconds / base,
             row.peak,
-            fetched
+            fetched,
+            row.written as f64 / size as f64
         );
     }
 }
@@ -179,12 +182,12 @@ fn serve(mut stream: TcpStream, dir: &Path, sent: &AtomicU64, cut_at: &AtomicU64
     }
 }
 
-fn measured(what: &'static str, shelf: &Shelf, run: impl FnOnce() -> u64) -> Row {
+fn measured(what: &'static str, shelf: &Shelf, run: impl FnOnce() -> (u64, u64)) -> Row {
     let before = shelf.sent.load(Ordering::SeqCst);
     let begun = Instant::now();
-    let peak = run();
+    let (peak, written) = run();
     let seconds = begun.elapsed().as_secs_f64();
-    Row { what, seconds, peak, fetched: shelf.sent.load(Ordering::SeqCst) - before }
+    Row { what, seconds, peak, fetched: shelf.sent.load(Ordering::SeqCst) - before, written }
 }
 
 fn curl(dir: &Path, shelf: &Shelf) -> Row {
@@ -194,7 +197,7 @@ fn curl(dir: &Path, shelf: &Shelf) -> Row {
         shelf.url("payload")
     );
     let row = measured("curl && sha256sum && sync", shelf, || {
-        peak_of(Command::new("sh").args(["-c", &script]))
+        (peak_of(Command::new("sh").args(["-c", &script])), 0)
     });
     fs::remove_file(dir.join("got")).unwrap();
     row
@@ -256,7 +259,7 @@ fn chiton(
     peer.proves_to_work(&uid);
     measured(what, shelf, || {
         let begun = shelf.sent.load(Ordering::SeqCst);
-        let mut peak = 0;
+        let (mut peak, mut wrote) = (0, 0);
         peer.send(&packages(&uid, "all", vec![("data".to_owned(), offer.clone())]));
         for count in 1..=BREAKS {
             if !breaks {
@@ -268,6 +271,7 @@ fn chiton(
                 thread::sleep(Duration::from_millis(1));
             }
             peak = peak.max(high_water(agent.pid()));
+            wrote += written(agent.pid());
             drop(agent);
             drop(peer);
             agent = home.start_by(Command::new(binary));
@@ -276,8 +280,15 @@ fn chiton(
         }
         let status = peer.package("all", "data");
         assert!(status.error_message.is_empty(), "{}", status.error_message);
-        peak.max(high_water(agent.pid()))
+        (peak.max(high_water(agent.pid())), wrote + written(agent.pid()))
     })
+}
+
+/// Bytes that a process has caused to be written.
+fn written(pid: i32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap();
+    line.trim().parse().unwrap()
 }
 
 /// VmHWM, KiB.
@@ -314,7 +325,7 @@ fn swupdate(dir: &Path, digest: &[u8; 32], shelf: &Shelf) -> Option<Row> {
             dir.display(),
             shelf.url("img.swu")
         );
-        peak_of(Command::new("sh").args(["-c", &script]))
+        (peak_of(Command::new("sh").args(["-c", &script])), 0)
     });
     assert!(dir.join("out").exists(), "swupdate has installed it");
     fs::remove_file(dir.join("img.swu")).unwrap();

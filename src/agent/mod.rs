@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod bounds;
+mod called;
 pub mod capabilities;
 pub mod configset;
 pub mod degrade;

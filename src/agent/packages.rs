@@ -14,10 +14,10 @@ use chiton_proto::{
     DownloadableFile, PackageAvailable, PackageDownloadDetails, PackageStatus, PackageStatusEnum,
     PackageStatuses, PackagesAvailable,
 };
-use sha2::{Digest as _, Sha256};
 
 use self::policy::{Known, Policy, Warrant};
 use self::set::{Member, Plan, Running};
+use super::called::{called, given};
 use super::cut;
 use super::rollout::{Digest, PackageFailure, Packaged, PackagesOutcome, Rollout};
 use crate::clock::{self, Mono, Now};
@@ -29,9 +29,6 @@ pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 pub const TRANSIENT_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes of a download_url.
 pub const MAX_URL: usize = 8192;
-
-/// How our own names of offers begin that came without a hash.
-const OWN_HASH: &[u8] = b"\0by contents\0";
 
 /// A file that is to be here: fetched, verified, unpacked, unless it is already.
 #[derive(Clone, Debug, PartialEq)]
@@ -378,7 +375,7 @@ impl Packages {
         let received = under_way.map(|plan| &plan.hash).or(concluding).or(memory.received.as_ref());
         PackageStatuses {
             packages: statuses.into_iter().collect(),
-            server_provided_all_packages_hash: received.map(provided).unwrap_or_default(),
+            server_provided_all_packages_hash: received.map(given).unwrap_or_default(),
             error_message: if under_way.is_none() { memory.error.clone() } else { String::new() },
         }
     }
@@ -426,36 +423,24 @@ fn with_others(culprit: &str) -> String {
     format!("not installed: {culprit}, offered with it, failed")
 }
 
-/// The hash that an offer is known by: a copy, because the offer's bytes are parts of the whole message. One without
-/// (opamp-spec L2901 asks for it) is known by what it is about, or each repetition would be a new offer. Where its
-/// files lie does not count: a URL may be signed anew each time.
+/// The hash that an offer is known by (opamp-spec L2901 asks for one). Where its files lie does not count: a URL may be
+/// signed anew each time.
 fn known_by(offer: &PackagesAvailable) -> Bytes {
-    if !offer.all_packages_hash.is_empty() {
-        return Bytes::copy_from_slice(&offer.all_packages_hash);
-    }
     let packages: BTreeMap<_, _> = offer.packages.iter().collect();
-    let mut hash = Sha256::new();
-    for (name, package) in packages {
+    let kinds: Vec<[u8; 4]> = packages.values().map(|it| it.r#type.to_be_bytes()).collect();
+    let parts = packages.iter().zip(&kinds).flat_map(|((name, package), kind)| {
         let file = package.file.as_ref();
         let of_file = |part: fn(&DownloadableFile) -> &Bytes| file.map_or(&[][..], |it| part(it));
-        for part in [
+        [
             name.as_bytes(),
             package.version.as_bytes(),
             &package.hash,
             of_file(|file| &file.content_hash),
             of_file(|file| &file.signature),
-        ] {
-            hash.update(part.len().to_be_bytes());
-            hash.update(part);
-        }
-        hash.update(package.r#type.to_be_bytes());
-    }
-    [OWN_HASH, hash.finalize().as_slice()].concat().into()
-}
-
-/// What the server called it: nothing, where the name is our own.
-fn provided(hash: &Bytes) -> Bytes {
-    if hash.starts_with(OWN_HASH) { Bytes::new() } else { hash.clone() }
+            kind,
+        ]
+    });
+    called(&offer.all_packages_hash, parts)
 }
 
 /// Warrants for all, or why each cannot be installed: one bad package and none of the set is.

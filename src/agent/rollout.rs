@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use chiton_proto::{AgentConfigMap, AgentRemoteConfig, RemoteConfigStatus, RemoteConfigStatuses};
 
+use super::called::{called, given};
 use super::cut;
 use super::health::{CheckResult, Pass};
 use super::packages::set::Plan;
@@ -334,14 +335,14 @@ impl Rollout {
             && let Some(hash) = &parts.config
         {
             return RemoteConfigStatus {
-                last_remote_config_hash: hash.clone(),
+                last_remote_config_hash: given(hash),
                 status: RemoteConfigStatuses::Failed.into(),
                 error_message: reason.clone(),
             };
         }
         if let Some(hash) = self.newest() {
             return RemoteConfigStatus {
-                last_remote_config_hash: hash.clone(),
+                last_remote_config_hash: given(hash),
                 status: RemoteConfigStatuses::Applying.into(),
                 error_message: String::new(),
             };
@@ -352,7 +353,7 @@ impl Rollout {
             Outcome::Failed(reason) => (RemoteConfigStatuses::Failed, reason.as_str()),
         };
         RemoteConfigStatus {
-            last_remote_config_hash: self.memory.received.clone().unwrap_or_default(),
+            last_remote_config_hash: self.memory.received.as_ref().map(given).unwrap_or_default(),
             status: status.into(),
             error_message: error.to_owned(),
         }
@@ -436,16 +437,15 @@ impl Rollout {
     /// Takes an offered configuration down as what waits. False: it is the one received last. With other packages
     /// one that failed is another candidate.
     fn receive(&mut self, offer: AgentRemoteConfig, with_packages: bool) -> bool {
-        let hash = &offer.config_hash;
+        let hash = known_by(&offer);
         let applied = self.memory.outcome == Outcome::Applied;
         let received = self.memory.received.as_ref().filter(|_| applied || !with_packages);
-        if !hash.is_empty() && self.newest().or(received) == Some(hash) {
+        if self.newest().or(received) == Some(&hash) {
             return false; // as last received: nothing, no report
         }
         let packages = self.waiting.take().and_then(|waiting| waiting.parts.packages);
         self.waiting = Some(Waiting {
-            // A copy: the offer's bytes are parts of the whole message, which they would keep in memory.
-            parts: Parts { config: Some(Bytes::copy_from_slice(hash)), packages },
+            parts: Parts { config: Some(hash), packages },
             objects: Some(offer.config.unwrap_or_default()),
             from: Mono::default(),
             held: false,
@@ -1283,3 +1283,13 @@ impl Rollout {
 }
 
 const SUPERSEDED: &str = "a newer offer came before it was committed";
+
+/// The hash that an offered configuration is known by.
+fn known_by(offer: &AgentRemoteConfig) -> Bytes {
+    let objects = offer.config.iter().flat_map(|config| &config.config_map);
+    let objects: std::collections::BTreeMap<_, _> = objects.collect();
+    let parts = objects
+        .into_iter()
+        .flat_map(|(name, object)| [name.as_bytes(), object.content_type.as_bytes(), &object.body]);
+    called(&offer.config_hash, parts)
+}

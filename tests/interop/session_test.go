@@ -294,3 +294,33 @@ func TestEmptyConfigOverLocalConfig(t *testing.T) {
 		a.stop()
 	})
 }
+
+// Servers that do not compare hashes offer the same with each answer. That is one start, and no
+// conversation without end, also where they give no hash.
+func TestConfigIsOfferedWithEachAnswer(t *testing.T) {
+	for name, hash := range map[string][]byte{"with a hash": []byte("c"), "without a hash": nil} {
+		t.Run(name, func(t *testing.T) {
+			overEach(t, agentTransports, func(t *testing.T, row transport) {
+				s := newServer(t, row)
+				port := freePort(t)
+				a := startAgent(t, s, servesConfig(t, port))
+				offers := 0
+				s.setAnswer(func(_ *protobufs.AgentToServer, reply *protobufs.ServerToAgent) {
+					reply.RemoteConfig = remoteConfig(string(hash), map[string]string{"": "a: 1"}).RemoteConfig
+					offers++
+				})
+				_, from := s.awaitStatus(0, string(hash), applied)
+				served := awaitServed(t, port, "a: 1")
+				s.await("offers of what runs", func() bool { return offers >= 10 })
+				_, at := s.awaitMessage(s.mark(), "a message after them", anything)
+				for _, m := range s.since(from)[:at-from] {
+					if m.RemoteConfigStatus != nil {
+						t.Errorf("what runs already is told again: %v", m.RemoteConfigStatus)
+					}
+				}
+				stillServed(t, port, served, "a: 1")
+				a.stop()
+			})
+		})
+	}
+}
