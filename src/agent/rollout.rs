@@ -1042,7 +1042,9 @@ impl Rollout {
             Phase::Settling(memory) => {
                 self.memory = *memory;
                 self.current = None;
-                true
+                let received = self.memory.received.as_ref();
+                // It was told at once: whoever looks at it again comes to the same.
+                self.rejected.take_if(|(hash, _)| received == Some(hash)).is_none()
             }
             Phase::Condemning(memory) => {
                 out.push(Order::Activate(memory.committed));
@@ -1127,7 +1129,7 @@ impl Rollout {
                     self.conclude(&parts, outcome, out);
                     return false;
                 }
-                if let Some((hash, reason)) = self.rejected.take() {
+                if let Some((hash, reason)) = self.rejected.clone() {
                     let parts = Parts { config: Some(hash), ..Parts::default() };
                     self.current = Some(Current { parts, ..Current::default() });
                     return self.settle(&Outcome::Failed(reason), out);
