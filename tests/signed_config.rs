@@ -242,6 +242,28 @@ fn a_newer_one_that_fails_its_trial_raises_no_floor() {
     agent.stop_with(peer);
 }
 
+/// What was gone back to is older than the floor, and still what runs by right.
+#[test]
+fn after_a_late_rollback_what_runs_is_fine_and_nothing_else_that_is_old() {
+    let (home, server) = (Home::new(), Server::new());
+    home.script("if grep -q 'die: later' \"$1\"; then while [ ! -e \"$0.die\" ]; do sleep 0.01; done; exit 3; fi");
+    let mut settings = settings(&home, true, "");
+    let gate = "rollback: { window: 10s, interval: 20ms, successes: 2, crash_loop: { crashes: 2, within: 10m } }";
+    settings.opamp[0] = settings.opamp[0].replace(GATE, gate);
+    let (agent, mut peer, first) = connected(&home, &server, &settings);
+    let uid = &first.instance_uid;
+    commit(&mut peer, uid, "h5", 5, ONE);
+    let later: Set<'_> = &[("main.yaml", "die: later\n")];
+    commit(&mut peer, uid, "h7", 7, later);
+    fs::write(home.path("workload.sh.die"), "").unwrap();
+    let status = peer.status("h7", Failed);
+    assert!(status.error_message.contains("crashed 2 times"), "{status:?}");
+    commit(&mut peer, uid, "h5", 5, ONE);
+    refuse(&mut peer, &signed_offer(uid, "h6", 6, TWO), "7 is the lowest");
+    commit(&mut peer, uid, "h8", 8, TWO);
+    agent.stop_with(peer);
+}
+
 /// What the trial of a newer one needs outlives Chiton: the commit raises the floor all the same.
 #[test]
 fn a_trial_that_was_interrupted_raises_the_floor_when_it_is_committed() {
