@@ -319,6 +319,65 @@ fn two_keys_sign_one_manifest() {
 }
 
 #[test]
+fn a_configuration_is_signed_as_a_whole() {
+    let bench = Bench::new();
+    bench.done("keygen --out one");
+    bench.done("keygen --out two");
+    fs::create_dir(bench.path("set")).unwrap();
+    for (name, body) in [("set/a.yaml", "a: 1\n"), ("set/b.yaml", "b: 1\n"), ("main", "m: 1\n")] {
+        fs::write(bench.path(name), body).unwrap();
+    }
+    let objects = "--unnamed main set/a.yaml set/b.yaml";
+    let signature = "--out set/chiton.sig";
+    let said = bench.done(&format!(
+        "sign --key one --kind config --name gateway --expires 9d {signature} {objects}"
+    ));
+    assert!(said.contains("gateway (") && said.contains("main set/a.yaml set/b.yaml"), "{said}");
+    let text = String::from_utf8(bench.read("set/chiton.sig")).unwrap();
+    assert!(text.trim_end().bytes().all(|byte| byte.is_ascii_graphic()), "{text}");
+    let verify = "verify --pub one.pub --kind config --signature set/chiton.sig";
+    let good = bench.done(&format!("{verify} {objects}"));
+    for word in ["config", "gateway", "version    none"] {
+        assert!(good.contains(word), "{word}: {good}");
+    }
+    // The order in which they are named is nothing; which they are, is.
+    bench.done(&format!("{verify} set/b.yaml set/a.yaml --unnamed main"));
+    for other in [
+        "set/a.yaml set/b.yaml",
+        "set/a.yaml set/b.yaml main",
+        "--unnamed main set/a.yaml",
+        "--unnamed set/a.yaml main set/b.yaml",
+    ] {
+        let error = bench.fails(1, &format!("{verify} {other}"));
+        assert!(error.contains("changed, added, left out or renamed"), "{other}: {error}");
+    }
+    // Another key signs the same, and only that.
+    let add = format!("sign --key two --kind config --add {signature} {objects}");
+    assert!(bench.done(&add).contains("2 signature(s)"));
+    bench.done(&format!("{verify} --pub two.pub --threshold 2 {objects}"));
+    bench.spoil("set/b.yaml", |body| body[0] ^= 1);
+    assert!(bench.fails(1, &add).contains("not signed"));
+    assert!(bench.fails(1, &format!("{verify} {objects}")).contains("renamed"));
+    // Beside the first file without --out; for any service without a name.
+    let said = bench.done("sign --key one --kind config set/a.yaml");
+    assert!(said.contains("set/chiton.sig") && said.contains("any service"), "{said}");
+    bench.done("verify --pub one.pub --kind config set/a.yaml");
+    for (arguments, word) in [
+        ("verify --pub one.pub --signature set/chiton.sig set/a.yaml", "neither a signed manifest"),
+        ("sign --key one --kind config set/a.yaml set/a.yaml", "same name"),
+        ("sign --key one --kind config set/chiton.sig --out x", "by this name"),
+        ("sign --key one --kind config set", "Is a directory"),
+        (
+            "verify --pub one.pub --kind config --signature otelcol.tar.gz set/a.yaml",
+            "the signature has",
+        ),
+    ] {
+        let error = bench.fails(1, arguments);
+        assert!(error.contains(word), "{arguments}: {error}");
+    }
+}
+
+#[test]
 fn the_counter_rises_by_itself() {
     let bench = Bench::new();
     bench.done("keygen --out key");
@@ -389,6 +448,12 @@ fn wrong_usage_is_2_and_says_what_is_wrong() {
         ("sign --key key --name n --version v --kind film otelcol.tar.gz", "package and config"),
         ("sign --key key --name n --version v --target , otelcol.tar.gz", "terms with commas"),
         ("sign --key key otelcol.tar.gz key.pub", "one FILE at a time"),
+        ("sign --key key --kind config", "FILE is missing"),
+        ("sign --key key --kind config --set s otelcol.tar.gz", "--set does not go"),
+        ("sign --key key --kind config --add --expires 9d otelcol.tar.gz", "--expires does not go"),
+        ("sign --key key --unnamed otelcol.tar.gz", "--unnamed goes with --kind config"),
+        ("sign --key key --kind package otelcol.tar.gz", "--kind goes with --name only"),
+        ("verify --pub key.pub otelcol.tar.gz key", "one FILE at a time"),
         ("sign --fast", "--fast"),
         ("verify otelcol.tar.gz", "--pub PUB is missing"),
         ("verify --pub key.pub", "FILE is missing"),

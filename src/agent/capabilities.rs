@@ -4,15 +4,18 @@ use chiton_proto::AgentCapabilities as Bit;
 
 use crate::settings::Settings;
 
-/// The bits for these settings; `packages`: some package could be accepted. A capability that cannot work is not claimed (PRODUCT.md §3).
+/// The bits for these settings; `configs`, `packages`: some configuration, some package could be accepted. A capability that cannot work is not claimed (PRODUCT.md §3).
 #[must_use]
-pub fn usable(settings: &Settings, packages: bool) -> u64 {
+pub fn usable(settings: &Settings, configs: bool, packages: bool) -> u64 {
     let wanted = settings.capabilities;
     let restarts = settings.workload.as_ref().is_some_and(crate::settings::Workload::restarts);
     [
         (true, Bit::ReportsStatus),
-        (wanted.accepts_remote_config, Bit::AcceptsRemoteConfig),
-        (wanted.reports_remote_config && wanted.accepts_remote_config, Bit::ReportsRemoteConfig),
+        (wanted.accepts_remote_config && configs, Bit::AcceptsRemoteConfig),
+        (
+            wanted.accepts_remote_config && configs && wanted.reports_remote_config,
+            Bit::ReportsRemoteConfig,
+        ),
         (wanted.reports_effective_config, Bit::ReportsEffectiveConfig),
         (wanted.accepts_packages && packages, Bit::AcceptsPackages),
         (

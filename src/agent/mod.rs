@@ -19,6 +19,7 @@ pub mod packages;
 pub mod redact;
 pub mod report;
 pub mod rollout;
+pub mod sealed;
 pub mod session;
 pub mod supervision;
 pub mod uid;
@@ -42,11 +43,12 @@ use self::packages::policy::{self, Device, Policy};
 use self::packages::set::Running;
 use self::packages::{Packages, Taken, Unobtained, Wanted};
 use self::report::Facets;
-use self::rollout::{Candidate, Digest, Generation, Memory, Rollout, Staged};
+use self::rollout::{Candidate, Digest, Generation, Memory, Offer, Packaged, Rollout, Staged};
+use self::sealed::Seals;
 use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, Verdict, Wire};
 use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
-use crate::clock::{Mono, Now};
+use crate::clock::{self, Mono, Now};
 use crate::settings::{Apply, DegradeAction, Owner, Scheme, Settings};
 use crate::signature::Keyring;
 
@@ -262,6 +264,7 @@ pub struct Config {
     apply: Apply,
     apply_packages: Apply,
     packages: Policy,
+    seals: Seals,
     /// As it is before anything has happened.
     workload: Option<Supervision>,
     degrading: Degrading,
@@ -311,6 +314,7 @@ impl Config {
                 Owner::External(_) => false,
             });
         let attributes = Attributes::new(settings, host);
+        let seals = Seals::new(settings, keyring.clone(), attributes.device());
         let policy = Policy::new(keyring, settings.packages.clone(), attributes.device());
         Self {
             session: session::Rules {
@@ -323,7 +327,7 @@ impl Config {
                 poll: server.poll_interval,
                 timeouts: server.timeouts,
                 reconnect: server.reconnect,
-                capabilities: capabilities::usable(settings, policy.is_usable()),
+                capabilities: capabilities::usable(settings, seals.is_usable(), policy.is_usable()),
                 request_uid: settings.agent.request_instance_uid,
             },
             rollout: rollout::Rules::new(
@@ -334,6 +338,7 @@ impl Config {
             apply: remote.apply.clone(),
             apply_packages: settings.packages.apply.clone(),
             packages: policy,
+            seals,
             workload: settings.workload.as_ref().map(|workload| match &workload.owner {
                 Owner::Chiton { .. } => Supervision::new(workload.restart),
                 Owner::External(_) => {
@@ -918,20 +923,37 @@ impl Agent {
         let config_too = accepts(AgentCapabilities::AcceptsRemoteConfig);
         let packages_too = accepts(AgentCapabilities::AcceptsPackages);
         if message.remote_config.is_some() && !config_too {
-            let text = "ignored a remote configuration: accepts_remote_config is off".to_owned();
-            actions.push(Action::Log(Tone::Peer, text));
+            let text = "ignored a remote configuration: accepts_remote_config is off, or there is no usable trusted key";
+            actions.push(Action::Log(Tone::Peer, text.to_owned()));
         }
         if message.packages_available.is_some() && !packages_too {
             let text =
                 "ignored packages: accepts_packages is off, or there is no usable trusted key";
             actions.push(Action::Log(Tone::Peer, text.to_owned()));
         }
-        let config = message.remote_config.filter(|_| config_too);
-        let Some(packages) = message.packages_available.filter(|_| packages_too) else {
+        let packages = message.packages_available.filter(|_| packages_too);
+        let rollout = &self.state.rollout;
+        let config = message.remote_config.filter(|_| config_too).map(|mut offer| {
+            // Before its signature is taken out.
+            offer.config_hash = rollout::known_by(&offer);
+            offer
+        });
+        let config = config.filter(|offer| !rollout.knows(&offer.config_hash, packages.is_some()));
+        let config = config.map(|offer| self.judge(offer, now));
+        let refusal = config.as_ref().and_then(Offer::refusal).map(str::to_owned);
+        if let Some(reason) = &refusal {
+            let text = format!("refused a remote configuration: {reason}");
+            actions.push(Action::Log(Tone::Peer, text));
+        }
+        let Some(packages) = packages else {
             return self.on_packages(Taken::Ignored, config, now, actions);
         };
         let mut orders = Vec::new();
-        let taken = self.state.packages.offered(&packages, &self.state.rollout, now, &mut orders);
+        let Managed { rollout, packages: own, .. } = &mut self.state;
+        let taken = match &refusal {
+            None => own.offered(&packages, rollout, now, &mut orders),
+            Some(reason) => own.refused(&packages, reason, rollout, now),
+        };
         let again = matches!(taken, Taken::Working) && orders.is_empty();
         if !again && taken != Taken::Ignored {
             self.state.rollout.forsake_packages();
@@ -941,11 +963,18 @@ impl Agent {
         self.on_packages(taken, config, now, actions);
     }
 
+    /// What the signature of an offered configuration comes to.
+    fn judge(&self, offer: AgentRemoteConfig, now: Now) -> Offer {
+        let Packaged { floors, seen, .. } = &self.state.rollout.memory().packages;
+        let seconds = clock::trusted_wall(now.wall, *seen).0.as_secs();
+        self.state.config.seals.judge(offer, floors, seconds)
+    }
+
     /// What an offer of packages came to, and the configuration that came with it.
     fn on_packages(
         &mut self,
         taken: Taken,
-        config: Option<AgentRemoteConfig>,
+        config: Option<Offer>,
         now: Now,
         actions: &mut Vec<Action>,
     ) {

@@ -170,11 +170,7 @@ impl Packages {
         if self.sync.as_ref().is_some_and(|sync| sync.plan.hash == hash) {
             return Taken::Working;
         }
-        let concluding = rollout.concluding().map(|outcome| &outcome.hash);
-        if self.sync.is_none()
-            && (rollout.plan().map(|plan| &plan.hash).or(concluding) == Some(&hash)
-                || (memory.received.as_ref() == Some(&hash) && !self.tries_again(memory, now)))
-        {
+        if self.knows(&hash, rollout, now) {
             return Taken::Ignored;
         }
         // The newest wins.
@@ -219,6 +215,38 @@ impl Packages {
         orders.push(first);
         self.sync = Some(Sync { plan, wanted, progress: Progress::default() });
         Taken::Working
+    }
+
+    /// An offer whose configuration is refused, which refuses all of it.
+    pub fn refused(
+        &mut self,
+        offer: &PackagesAvailable,
+        why: &str,
+        rollout: &Rollout,
+        now: Now,
+    ) -> Taken {
+        let hash = known_by(offer);
+        if self.knows(&hash, rollout, now) {
+            return Taken::Ignored;
+        }
+        self.sync = None;
+        let text = format!("not installed: the configuration offered with it is refused: {why}");
+        let mut offered: Vec<_> = offer.packages.iter().collect();
+        offered.sort_by_key(|(name, _)| *name);
+        let failed =
+            offered.iter().map(|(name, package)| failure(name, package, cut(text.clone())));
+        let failed: Vec<PackageFailure> = failed.collect();
+        let error = if failed.is_empty() { cut(text.clone()) } else { String::new() };
+        Taken::Concluded(PackagesOutcome { hash, error, failed, transient: false })
+    }
+
+    /// Whether packages with this hash have their outcome, or are on their way to it.
+    fn knows(&self, hash: &Bytes, rollout: &Rollout, now: Now) -> bool {
+        let memory = &rollout.memory().packages;
+        let concluding = rollout.concluding().map(|outcome| &outcome.hash);
+        self.sync.is_none()
+            && (rollout.plan().map(|plan| &plan.hash).or(concluding) == Some(hash)
+                || (memory.received.as_ref() == Some(hash) && !self.tries_again(memory, now)))
     }
 
     /// Whether an offer that failed may be tried again.
@@ -488,13 +516,20 @@ fn approve(
     let Some(culprit) = refused.keys().next().map(|name| (*name).clone()) else {
         return Ok(approved);
     };
-    let failed = offered.into_iter().map(|(name, package)| PackageFailure {
+    let failed = offered.into_iter().map(|(name, package)| {
+        let error = refused.remove(name).map_or_else(|| with_others(&culprit), cut);
+        failure(name, package, error)
+    });
+    Err(failed.collect())
+}
+
+fn failure(name: &str, package: &PackageAvailable, error: String) -> PackageFailure {
+    PackageFailure {
         name: cut_to(name, set::MAX_NAME),
         version: cut_to(&package.version, set::MAX_VERSION),
         hash: Bytes::copy_from_slice(&package.hash),
-        error: refused.remove(name).map_or_else(|| with_others(&culprit), cut),
-    });
-    Err(failed.collect())
+        error,
+    }
 }
 
 /// A text from outside, cut to a bound at a character.

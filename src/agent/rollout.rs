@@ -31,8 +31,8 @@ use crate::clock::{Mono, Now};
 use crate::settings::{RemoteConfig, Rollback};
 
 pub use memory::{
-    Attempt, Digest, Failed, Floors, Generation, MAX_FAILED, MAX_FLOORS, Memory, Outcome,
-    PackageFailure, Packaged, Parts,
+    Attempt, CONFIG_FLOOR, Digest, Failed, Floors, Generation, MAX_FAILED, MAX_FLOORS, Memory,
+    Outcome, PackageFailure, Packaged, Parts, Seal,
 };
 
 /// Trials an hour, whoever asks for them: beyond, the newest offer waits.
@@ -83,6 +83,45 @@ pub struct PackagesOutcome {
     pub failed: Vec<PackageFailure>,
     /// The same offer is worth another try.
     pub transient: bool,
+}
+
+/// A configuration that is offered, and what its signature came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Offer {
+    hash: Bytes,
+    objects: AgentConfigMap,
+    seal: Option<Seal>,
+    verdict: Verdict,
+}
+
+/// Whether an offered configuration may be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    #[default]
+    Good,
+    /// Only if its contents are those that are committed: else it is refused for this.
+    Unless(String),
+    /// It may not, for this.
+    Bad(String),
+}
+
+impl Offer {
+    /// One whose signature was looked at.
+    #[must_use]
+    pub fn new(offer: AgentRemoteConfig, seal: Option<Seal>, verdict: Verdict) -> Self {
+        let hash = known_by(&offer);
+        Self { hash, objects: offer.config.unwrap_or_default(), seal, verdict }
+    }
+
+    /// Why it is refused, whatever is in it.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        match &self.verdict {
+            Verdict::Bad(reason) => Some(reason),
+            Verdict::Good | Verdict::Unless(_) => None,
+        }
+    }
 }
 
 /// What the life cycle wants done. Each but [`Order::Say`] is answered by the method that it names.
@@ -210,6 +249,8 @@ struct Current {
     objects: Option<AgentConfigMap>,
     /// It came from the disk, not from the server.
     repeats: bool,
+    /// Why it is refused unless it is what is committed.
+    unless: Option<String>,
 }
 
 /// An offer that is not taken up yet.
@@ -224,6 +265,8 @@ struct Waiting {
     /// Why the disk refused it: what the status says. Else: APPLYING. It is no outcome, and not on record: after a
     /// restart the offer counts as new.
     refused: Option<String>,
+    /// As [`Current::unless`].
+    unless: Option<String>,
 }
 
 /// Why a trial ends badly.
@@ -244,6 +287,9 @@ pub struct Rollout {
     current: Option<Current>,
     /// The newest offer that came meanwhile.
     waiting: Option<Waiting>,
+    /// A newer configuration that is refused unseen, and why, to be written down when nothing else is: it takes no
+    /// other's place.
+    rejected: Option<(Bytes, String)>,
     /// The trial found at the start: it is repeated when what is committed runs, not before this.
     interrupted: Option<(Attempt, Mono)>,
     /// When trials began, the last first; at most [`TRIALS_AN_HOUR`].
@@ -280,6 +326,7 @@ impl Rollout {
             phase: Phase::Idle,
             current: None,
             waiting: None,
+            rejected: None,
             trials: VecDeque::new(),
             fresh: None,
             unwritten: None,
@@ -331,9 +378,12 @@ impl Rollout {
     #[must_use]
     pub fn status(&self) -> RemoteConfigStatus {
         // opamp-spec L1395: the hash is that of the last offer received, also while it waits.
-        if let Some(Waiting { parts, refused: Some(reason), .. }) = &self.waiting
-            && let Some(hash) = &parts.config
-        {
+        let refused = self
+            .waiting
+            .as_ref()
+            .and_then(|waiting| Some((waiting.parts.config.as_ref()?, waiting.refused.as_ref()?)));
+        let rejected = self.rejected.as_ref().map(|(hash, reason)| (hash, reason));
+        if let Some((hash, reason)) = rejected.or(refused) {
             return RemoteConfigStatus {
                 last_remote_config_hash: given(hash),
                 status: RemoteConfigStatuses::Failed.into(),
@@ -381,9 +431,11 @@ impl Rollout {
 
     /// The hash of the newest configuration that has no outcome yet.
     fn newest(&self) -> Option<&Bytes> {
+        let rejected = self.rejected.as_ref().map(|(hash, _)| hash);
         let waiting = self.waiting.as_ref().and_then(|waiting| waiting.parts.config.as_ref());
         let concluded = self.concluded.as_ref().and_then(|(parts, _)| parts.config.as_ref());
-        waiting
+        rejected
+            .or(waiting)
             .or(self.current.as_ref().and_then(|current| current.parts.config.as_ref()))
             .or(concluded)
             .or(self.interrupted.as_ref().and_then(|(trial, _)| trial.parts.config.as_ref()))
@@ -411,12 +463,13 @@ impl Rollout {
             "repeating the trial of generation {}, which was interrupted",
             trial.generation.number
         )));
-        self.current = Some(Current { parts: trial.parts.clone(), objects: None, repeats: true });
+        self.current =
+            Some(Current { parts: trial.parts.clone(), repeats: true, ..Current::default() });
         self.arm(trial.generation, trial.number.saturating_add(1), now, out);
     }
 
     /// A configuration is offered. True: the status changed.
-    pub fn offered(&mut self, offer: AgentRemoteConfig, now: Now, out: &mut Vec<Order>) -> bool {
+    pub fn offered(&mut self, offer: Offer, now: Now, out: &mut Vec<Order>) -> bool {
         if !self.receive(offer, false) {
             return false;
         }
@@ -425,32 +478,49 @@ impl Rollout {
     }
 
     /// A configuration is offered together with packages that are not there yet: it waits for
-    /// [`Rollout::packages_ready`] or [`Rollout::packages_concluded`]. True: the status changed.
-    pub fn held(&mut self, offer: AgentRemoteConfig) -> bool {
+    /// [`Rollout::packages_ready`] or [`Rollout::packages_concluded`], unless it is refused. True: the status changed.
+    pub fn held(&mut self, offer: Offer) -> bool {
+        let waits = offer.refusal().is_none();
         let received = self.receive(offer, true);
-        if let (true, Some(waiting)) = (received, &mut self.waiting) {
+        if let (true, Some(waiting)) = (received && waits, &mut self.waiting) {
             waiting.held = true;
         }
         received
     }
 
-    /// Takes an offered configuration down as what waits. False: it is the one received last. With other packages
-    /// one that failed is another candidate.
-    fn receive(&mut self, offer: AgentRemoteConfig, with_packages: bool) -> bool {
-        let hash = known_by(&offer);
+    /// Whether a configuration with this hash is the one received last. With other packages one that failed is
+    /// another candidate.
+    #[must_use]
+    pub fn knows(&self, hash: &Bytes, with_packages: bool) -> bool {
         let applied = self.memory.outcome == Outcome::Applied;
         let received = self.memory.received.as_ref().filter(|_| applied || !with_packages);
-        if self.newest().or(received) == Some(&hash) {
+        self.newest().or(received) == Some(hash)
+    }
+
+    /// Takes an offered configuration down as what waits. False: it is the one received last.
+    fn receive(&mut self, offer: Offer, with_packages: bool) -> bool {
+        let Offer { hash, objects, seal, verdict } = offer;
+        if self.knows(&hash, with_packages) {
             return false; // as last received: nothing, no report
         }
+        let unless = match verdict {
+            Verdict::Good => None,
+            Verdict::Unless(reason) => Some(cut(reason)),
+            Verdict::Bad(reason) => {
+                self.rejected = Some((hash, cut(reason)));
+                return true;
+            }
+        };
         let packages = self.waiting.take().and_then(|waiting| waiting.parts.packages);
         self.waiting = Some(Waiting {
-            parts: Parts { config: Some(hash), packages },
-            objects: Some(offer.config.unwrap_or_default()),
+            parts: Parts { config: Some(hash), seal, packages },
+            objects: Some(objects),
             from: Mono::default(),
             held: false,
             refused: None,
+            unless,
         });
+        self.rejected = None;
         self.interrupted = None;
         true
     }
@@ -474,6 +544,7 @@ impl Rollout {
             from: Mono::default(),
             held: false,
             refused: None,
+            unless: None,
         });
         waiting.parts.packages = Some(plan);
         waiting.held = false;
@@ -532,7 +603,10 @@ impl Rollout {
     fn is_overtaken(&self) -> bool {
         self.waiting.as_ref().is_some_and(|waiting| {
             let current = self.current.as_ref();
-            !waiting.held && current.is_some_and(|current| current.parts.covered_by(&waiting.parts))
+            // What is likely to be refused ends no trial.
+            !waiting.held
+                && waiting.unless.is_none()
+                && current.is_some_and(|current| current.parts.covered_by(&waiting.parts))
         })
     }
 
@@ -543,8 +617,9 @@ impl Rollout {
         }
         let Some(waiting) = self.waiting.take() else { return };
         let write = self.next_trial().is_none_or(|from| from <= now.mono);
-        let Waiting { parts, objects, .. } = waiting;
-        self.current = Some(Current { parts, objects, repeats: false });
+        let Waiting { parts, objects, unless, .. } = waiting;
+        let write = write && unless.is_none();
+        self.current = Some(Current { parts, objects, repeats: false, unless });
         self.stage(write, out);
     }
 
@@ -582,6 +657,10 @@ impl Rollout {
             }
             Staged::Known(digest) if self.memory.committed.is_some_and(|c| c.digest == digest) => {
                 self.settle(&Outcome::Applied, out)
+            }
+            Staged::Known(_) | Staged::Deferred if self.unless().is_some() => {
+                let reason = self.unless().unwrap_or_default();
+                self.settle(&Outcome::Failed(reason), out)
             }
             Staged::Known(digest) => {
                 let reason = self.memory.failure(&digest).map_or_else(
@@ -628,7 +707,9 @@ impl Rollout {
             Some(waiting) => {
                 if waiting.parts.config.is_none() {
                     waiting.parts.config = current.parts.config;
+                    waiting.parts.seal = current.parts.seal;
                     waiting.objects = current.objects;
+                    waiting.unless = current.unless;
                 }
                 if waiting.parts.packages.is_none() && !waiting.held {
                     waiting.parts.packages = current.parts.packages;
@@ -636,8 +717,9 @@ impl Rollout {
                 waiting.from = from;
             }
             None => {
-                let Current { parts, objects, .. } = current;
-                self.waiting = Some(Waiting { parts, objects, from, held: false, refused });
+                let Current { parts, objects, unless, .. } = current;
+                let held = false;
+                self.waiting = Some(Waiting { parts, objects, from, held, refused, unless });
             }
         }
     }
@@ -924,6 +1006,9 @@ impl Rollout {
         // No ping-pong: what is gone back to has nothing behind it.
         memory.committed = memory.previous.take();
         memory.undo(&parts, &reason);
+        // What was received since then is what the status names.
+        let mut parts = parts;
+        parts.config = parts.config.and(memory.received.clone());
         self.current = Some(Current { parts, ..Current::default() });
         self.condemn(memory, out);
         true
@@ -960,7 +1045,9 @@ impl Rollout {
             Phase::Settling(memory) => {
                 self.memory = *memory;
                 self.current = None;
-                true
+                let received = self.memory.received.as_ref();
+                // It was told at once: whoever looks at it again comes to the same.
+                self.rejected.take_if(|(hash, _)| received == Some(hash)).is_none()
             }
             Phase::Condemning(memory) => {
                 out.push(Order::Activate(memory.committed));
@@ -991,7 +1078,8 @@ impl Rollout {
                 let interrupted = self.interrupted.as_ref().map(|(_, from)| *from);
                 let interrupted = interrupted.filter(|from| *from > Mono::default());
                 let concluded = self.concluded.as_ref().map(|_| Mono::default());
-                [waiting, self.unwritten, self.astray, interrupted, concluded]
+                let rejected = self.rejected.as_ref().map(|_| Mono::default());
+                [waiting, self.unwritten, self.astray, interrupted, concluded, rejected]
                     .into_iter()
                     .flatten()
                     .min()
@@ -1043,6 +1131,11 @@ impl Rollout {
                 if let Some((parts, outcome)) = self.concluded.take() {
                     self.conclude(&parts, outcome, out);
                     return false;
+                }
+                if let Some((hash, reason)) = self.rejected.clone() {
+                    let parts = Parts { config: Some(hash), ..Parts::default() };
+                    self.current = Some(Current { parts, ..Current::default() });
+                    return self.settle(&Outcome::Failed(reason), out);
                 }
                 // Its time has come: from here on it waits for the workload only.
                 if let Some((_, from)) = &mut self.interrupted
@@ -1113,6 +1206,11 @@ impl Rollout {
     /// Whether what is under way came from the disk, not from the server.
     fn repeats(&self) -> bool {
         self.current.as_ref().is_some_and(|current| current.repeats)
+    }
+
+    /// Why what is under way is refused unless it is what is committed.
+    fn unless(&self) -> Option<String> {
+        self.current.as_ref().and_then(|current| current.unless.clone())
     }
 
     fn parts(&self) -> Parts {
@@ -1285,7 +1383,7 @@ impl Rollout {
 const SUPERSEDED: &str = "a newer offer came before it was committed";
 
 /// The hash that an offered configuration is known by.
-fn known_by(offer: &AgentRemoteConfig) -> Bytes {
+pub(super) fn known_by(offer: &AgentRemoteConfig) -> Bytes {
     let objects = offer.config.iter().flat_map(|config| &config.config_map);
     let objects: std::collections::BTreeMap<_, _> = objects.collect();
     let parts = objects

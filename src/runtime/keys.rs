@@ -23,7 +23,15 @@ pub(super) fn read(settings: &Packages) -> (Keyring, Vec<String>) {
             )),
         }
     }
-    (Keyring::new(keys, settings.threshold, &settings.revoked_keys), problems)
+    let keyring = Keyring::new(keys, settings.threshold, &settings.revoked_keys);
+    if !settings.trusted_keys.is_empty() && !keyring.is_usable() {
+        let (threshold, active) = (settings.threshold, keyring.active().count());
+        problems.push(format!(
+            "opamp.packages.threshold: {threshold} cannot be reached with {active} usable key(s): what has to be \
+             signed is not accepted"
+        ));
+    }
+    (keyring, problems)
 }
 
 fn key(path: &Path) -> Result<PublicKey, String> {

@@ -10,7 +10,6 @@ const NOT_YET: &[&str] = &[
     "opamp.server.tls.enroll",
     "opamp.server.tls.renew_before",
     "opamp.agent.request_instance_uid",
-    "opamp.remote_config.require_signature",
     "opamp.credentials",
 ];
 
@@ -47,7 +46,6 @@ fn is_off(settings: &Settings, key: &str) -> bool {
             !capabilities.accepts_other_connection_settings
         }
         "opamp.agent.request_instance_uid" => !settings.agent.request_instance_uid,
-        "opamp.remote_config.require_signature" => !settings.remote_config.require_signature,
         _ => false,
     }
 }

@@ -21,7 +21,7 @@ const MAX_SIGNATURES: usize = 32;
 /// what is signed.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Manifest {
-    /// The package's name.
+    /// The package's name, or the service that a configuration is for.
     #[prost(string, tag = "1")]
     pub name: String,
     /// Its version, for people; order is told by `counter`.
@@ -30,7 +30,7 @@ pub struct Manifest {
     /// For which devices: terms with commas, empty is any.
     #[prost(string, tag = "3")]
     pub target: String,
-    /// The file's length, bytes.
+    /// The file's length, bytes; of a configuration, see [`super::digest_config`].
     #[prost(uint64, tag = "4")]
     pub size: u64,
     /// The file's SHA-256.
@@ -131,6 +131,8 @@ impl Manifest {
     /// # Errors
     /// What is wrong with the first bad field.
     pub fn check(&self) -> Result<(), Refusal> {
+        // A configuration may be for any service, and its version is for people only.
+        let named = self.kind()? == Kind::Package;
         for (field, text, most) in [
             ("name", &self.name, MAX_NAME),
             ("version", &self.version, MAX_VERSION),
@@ -141,7 +143,7 @@ impl Manifest {
                 format!("has {} bytes; allowed are {most}", text.len())
             } else if text.chars().any(char::is_control) {
                 "has control characters; allowed is printable text".to_owned()
-            } else if text.is_empty() && matches!(field, "name" | "version") {
+            } else if text.is_empty() && named && matches!(field, "name" | "version") {
                 "is empty; it must be there".to_owned()
             } else {
                 continue;
@@ -152,7 +154,7 @@ impl Manifest {
             let wrong = format!("has {} bytes; a SHA-256 has 32", self.sha256.len());
             return Err(Refusal::Field { field: "sha256", wrong });
         }
-        self.kind().map(drop)
+        Ok(())
     }
 
     /// What it is about.

@@ -3,10 +3,12 @@
 //! Nothing of what is signed is read before its signatures are good. Ed25519 is taken strictly: keys and numbers in
 //! their one encoding, no key of small order.
 
+mod config;
 mod key;
 mod manifest;
 mod refusal;
 
+pub use config::{MAX_SIGNATURE_OBJECT, SIGNATURE_OBJECT, digest_config, signature_bytes};
 pub use key::{KeyId, PublicKey, SigningKey};
 pub use manifest::{
     Kind, MAX_NAME, MAX_SET, MAX_TARGET, MAX_VERSION, Manifest, Signature, SignedManifest,

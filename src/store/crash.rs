@@ -14,7 +14,7 @@ use chiton_proto::{AgentRemoteConfig, RemoteConfigStatuses};
 
 use super::simulated::{Image, Manners, Simulated};
 use super::*;
-use crate::agent::rollout::{Order, Rollout, Rules};
+use crate::agent::rollout::{Offer, Order, Rollout, Rules, Verdict};
 use crate::agent::uid::Uid;
 use crate::clock::{Mono, Now, Wall};
 use crate::settings::{Allow, Apply, CrashLoop, Layout, Rollback};
@@ -104,6 +104,7 @@ impl Device {
             config: Some(AgentConfigMap { config_map: [(String::new(), object)].into() }),
             config_hash: Bytes::copy_from_slice(body.as_bytes()),
         };
+        let offer = Offer::new(offer, None, Verdict::Good);
         self.rollout.offered(offer, self.now, &mut self.orders);
     }
 

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use crate::agent::identity::Kept;
 use crate::agent::packages::set::{Kind, Member, Plan};
 use crate::agent::rollout::{
-    Attempt, Failed, Floors, Generation, Memory, Outcome, PackageFailure, Packaged, Parts,
+    Attempt, Failed, Floors, Generation, Memory, Outcome, PackageFailure, Packaged, Parts, Seal,
 };
 use crate::agent::uid::Uid;
 use crate::clock::Wall;
@@ -85,6 +85,16 @@ struct PartsRecord {
     config: Option<Vec<u8>>,
     #[prost(message, optional, tag = "2")]
     packages: Option<PlanRecord>,
+    #[prost(message, optional, tag = "3")]
+    seal: Option<SealRecord>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct SealRecord {
+    #[prost(uint64, tag = "1")]
+    counter: u64,
+    #[prost(uint64, tag = "2")]
+    issued_at: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -191,6 +201,7 @@ impl PartsRecord {
                 members: plan.members.iter().map(MemberRecord::new).collect(),
                 changed: plan.changed.clone(),
             }),
+            seal: parts.seal.map(|Seal { counter, issued_at }| SealRecord { counter, issued_at }),
         }
     }
 
@@ -204,7 +215,11 @@ impl PartsRecord {
                 changed: plan.changed,
             })
         });
-        Ok(Parts { config: self.config.map(Into::into), packages: plan.transpose()? })
+        Ok(Parts {
+            config: self.config.map(Into::into),
+            seal: self.seal.map(|SealRecord { counter, issued_at }| Seal { counter, issued_at }),
+            packages: plan.transpose()?,
+        })
     }
 }
 
@@ -540,6 +555,7 @@ mod tests {
                 generation: Generation { number: 8, digest: [5; 32], remote: true },
                 parts: Parts {
                     config: Some(Bytes::from_static(b"next")),
+                    seal: Some(Seal { counter: 1 << 40, issued_at: 1 << 33 }),
                     packages: Some(Plan {
                         hash: Bytes::from_static(b"all"),
                         members: vec![Member {
@@ -556,7 +572,10 @@ mod tests {
                 },
                 number: 2,
             }),
-            committed_as: Some(Parts { config: Some(Bytes::from_static(b"hash")), packages: None }),
+            committed_as: Some(Parts {
+                config: Some(Bytes::from_static(b"hash")),
+                ..Parts::default()
+            }),
             packages: Packaged {
                 received: Some(Bytes::from_static(b"all")),
                 installed: None,

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::DefaultHasher;
 
 use chiton::agent::health::CheckResult;
-use chiton::agent::rollout::{Digest, Generation, Memory, Order, Outcome, Rollout, Rules};
+use chiton::agent::rollout::{
+    Digest, Generation, Memory, Offer, Order, Outcome, Rollout, Rules, Verdict,
+};
 use chiton::clock::{Mono, Now, Wall};
 use chiton::settings::{Allow, Apply, CrashLoop, Layout, RemoteConfig, Rollback};
 use chiton_proto::RemoteConfigStatuses;
@@ -317,7 +319,8 @@ impl World {
         let now = self.now;
         self.wanted = Some(kind);
         self.heard = true;
-        self.on(|rollout, out| rollout.offered(kind.offer(), now, out));
+        let offer = Offer::new(kind.offer(), None, Verdict::Good);
+        self.on(|rollout, out| rollout.offered(offer, now, out));
     }
 
     fn crash(&mut self) {

@@ -451,7 +451,7 @@ impl World {
             http,
             local,
             local_placed: false,
-            capabilities: capabilities::usable(&settings, false),
+            capabilities: capabilities::usable(&settings, true, false),
             disk,
             jobs: VecDeque::new(),
             disk_free_at: Duration::ZERO,

@@ -219,7 +219,11 @@ impl Policy {
 }
 
 impl Device {
-    fn is_target(&self, target: &str) -> Result<(), String> {
+    /// Whether a manifest's target means this device.
+    ///
+    /// # Errors
+    /// The first term that does not.
+    pub fn is_target(&self, target: &str) -> Result<(), String> {
         for term in target.split(',').map(str::trim).filter(|term| !term.is_empty()) {
             let fits = match term.split_once('=') {
                 Some((name, value)) => {

@@ -11,6 +11,8 @@ use crate::clock::Wall;
 pub const MAX_FAILED: usize = 16;
 /// Package names whose counter's floor is kept; beyond, new names are refused.
 pub const MAX_FLOORS: usize = 256;
+/// Among the floors: that of the remote configuration. No package can have this name.
+pub const CONFIG_FLOOR: &str = "/config";
 
 /// SHA-256 over the contents of a placed set.
 pub type Digest = [u8; 32];
@@ -37,11 +39,22 @@ pub struct Failed {
     pub hash: Bytes,
 }
 
+/// What a configuration's signed manifest says of its order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seal {
+    /// May never fall.
+    pub counter: u64,
+    /// When it was signed, Unix seconds.
+    pub issued_at: u64,
+}
+
 /// What an offer consists of: a configuration, packages, or both. They share one fate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
     /// The hash of the offered configuration.
     pub config: Option<Bytes>,
+    /// What its signature says, where it has one.
+    pub seal: Option<Seal>,
     /// The offered packages.
     pub packages: Option<Plan>,
 }
@@ -98,7 +111,7 @@ pub struct PackageFailure {
     pub error: String,
 }
 
-/// The lowest counters that are accepted, by package name. They never fall.
+/// The lowest counters that are accepted, by package name and [`CONFIG_FLOOR`]. They never fall.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Floors {
     /// Those that are known.
@@ -204,6 +217,11 @@ impl Memory {
         if let Some(hash) = &parts.config {
             self.received = Some(hash.clone());
             self.outcome = Outcome::Applied;
+        }
+        if let Some(seal) = &parts.seal {
+            self.packages.seen = self.packages.seen.max(seal.issued_at);
+            let floor = self.packages.floors.known.entry(CONFIG_FLOOR.to_owned()).or_default();
+            *floor = seal.counter.max(*floor);
         }
         if let Some(plan) = &parts.packages {
             self.packages.installs(plan);

@@ -9,32 +9,37 @@ use std::path::{Path, PathBuf};
 use lexopt::prelude::*;
 use prost::Message as _;
 
-use super::{beside, clock, complain, digest, hex, key, now, one_file, output, read, required};
+use super::{Input, clock, complain, hex, key, kind, now, output, read_signature, required};
 use crate::clock::{Wall, trusted_wall};
 use crate::log::rfc3339;
 use crate::settings::duration;
 use crate::signature::{Kind, MAX_SIGNATURE, Manifest, SignedManifest, SigningKey, sign_digest};
+use crate::transport::base64;
 use crate::transport::retry_after::{clock_time, days_since_1970};
 
 const HELP: &str = "\
 chiton sign: sign a package or a configuration
 
 Usage: chiton sign --key KEY --name NAME --version VERSION [OPTIONS] FILE
-       chiton sign --key KEY --add FILE
+       chiton sign --key KEY --kind config [--name SERVICE] [OPTIONS] FILE ...
+       chiton sign --key KEY --add [--kind config] FILE ...
        chiton sign --key KEY FILE
 
 The first makes a signed manifest in FILE.sig: name, version, size and SHA-256 of FILE,
 and a counter that may never fall, so that nobody can bring back an old version. The
-second adds another key's signature to the manifest that is there. The third, without a
-name, signs the SHA-256 of FILE and nothing else: 64 raw bytes, the same as
+second does so for a remote configuration, in chiton.sig beside the first FILE: offer it
+as an object of that name among the others, which go by the base names of their FILEs.
+The third adds another key's signature to the manifest that is there. The fourth,
+without a name, signs the SHA-256 of FILE and nothing else: 64 raw bytes, the same as
 
   openssl dgst -sha256 -binary FILE > HASH
   openssl pkeyutl -sign -rawin -inkey KEY -in HASH -out FILE.sig
 
 Options:
   --key KEY        private key: from `chiton keygen`, or `openssl genpkey -algorithm ed25519`
-  --name NAME      the package's name, as the server offers it
-  --version V      its version
+  --name NAME      the package's name, as the server offers it; for a configuration the
+                   service.name that it is for, any without it
+  --version V      its version; of a configuration, for people only
   --target T       for which devices: terms with commas, such as linux/arm64 or
                    product=gw7; any device without it
   --set S          the set of packages that it belongs to
@@ -42,11 +47,13 @@ Options:
   --expires WHEN   after a time (90d, 12h) or at one (2031-01-31, 2031-01-31T12:00:00Z);
                    never without it
   --kind KIND      package (default) or config
+  --unnamed FILE   of a configuration: the object that is offered with the empty name
   --add            add a signature to the manifest that is there already
-  --out FILE.sig   where to; - is stdout
+  --out FILE.sig   where to; - is stdout. A configuration's signature is text (base64)
 
 Examples:
   chiton sign --key release.key --name otelcol --version 0.139.0 otelcol.tar.gz
+  chiton sign --key release.key --kind config --name gateway collector.yaml rules.yaml
   chiton sign --key second.key --add otelcol.tar.gz
   chiton verify --pub release.key.pub --pub second.key.pub --threshold 2 otelcol.tar.gz
 
@@ -55,7 +62,7 @@ Exit codes: 0 signed; 1 not; 2 wrong usage.
 
 /// What to sign, how, and where to.
 pub(in crate::cli) struct Job {
-    file: PathBuf,
+    input: Input,
     key: PathBuf,
     /// [`None`]: stdout.
     out: Option<PathBuf>,
@@ -80,7 +87,7 @@ enum Expiry {
 }
 
 pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<super::Job, lexopt::Error> {
-    let (mut file, mut key, mut out, mut add) = (None, None, None, false);
+    let (mut input, mut key, mut out, mut add) = (Input::default(), None, None, false);
     let (mut name, mut version, mut counter, mut expires) = (None, None, None, None);
     let mut manifest = Manifest::default();
     // An option that only a manifest has.
@@ -113,14 +120,27 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<super::Job, lexopt::E
                 detail = Some("--expires");
             }
             Long("kind") => {
-                manifest.kind = parser.value()?.parse_with(kind)?.number();
-                detail = Some("--kind");
+                let kind = parser.value()?.parse_with(kind)?;
+                manifest.kind = kind.number();
+                input.config = kind == Kind::Config;
+                if !input.config {
+                    detail = Some("--kind");
+                }
             }
-            Value(value) => one_file(&mut file, value)?,
+            Long("unnamed") => input.add_unnamed(parser.value()?)?,
+            Value(value) => input.add(value),
             other => return Err(other.unexpected()),
         }
     }
+    if input.config && !manifest.set.is_empty() {
+        return Err("--set does not go with --kind config".into());
+    }
     let form = match (name, add, detail) {
+        (name, false, _) if input.config => {
+            manifest.name = name.unwrap_or_default();
+            manifest.version = version.unwrap_or_default();
+            Form::Manifest { manifest, counter, expires }
+        }
         (None, false, None) => Form::Digest,
         (None, true, None) => Form::Add,
         (Some(_), true, _) => return Err("--name does not go with --add".into()),
@@ -134,13 +154,13 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<super::Job, lexopt::E
             Form::Manifest { manifest, counter, expires }
         }
     };
-    let file = required(file, "FILE")?;
+    input.check()?;
     let out = match out {
         Some(out) if out == Path::new("-") => None,
         Some(out) => Some(out),
-        None => Some(beside(&file, ".sig")),
+        None => Some(input.signature()),
     };
-    let job = Job { key: required(key, "--key KEY")?, file, out, form };
+    let job = Job { key: required(key, "--key KEY")?, input, out, form };
     Ok(super::Job::Sign(Box::new(job)))
 }
 
@@ -154,14 +174,6 @@ fn target(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err("allowed are terms with commas between them, such as linux/arm64 or product=gw7".to_owned())
-}
-
-fn kind(text: &str) -> Result<Kind, String> {
-    match text {
-        "package" => Ok(Kind::Package),
-        "config" => Ok(Kind::Config),
-        _ => Err("allowed are package and config".to_owned()),
-    }
 }
 
 fn expiry(text: &str) -> Result<Expiry, String> {
@@ -191,12 +203,16 @@ pub(super) fn run(job: &Job) -> Result<String, String> {
     let key = key(&job.key, SigningKey::from_pem)?;
     warn_of_readers(&job.key);
     let out = job.out.as_deref();
-    for (input, what) in [(&job.file, "the file to sign"), (&job.key, "the key")] {
+    let files = job.input.all().map(|file| (file, "the file to sign"));
+    for (input, what) in files.chain([(job.key.as_path(), "the key")]) {
         if out.is_some_and(|out| output::same(out, input)) {
             return Err(format!("{}: is {what}; --out must be another", input.display()));
         }
     }
-    let (signature, what) = signature(job, &key)?;
+    let (mut signature, what) = signature(job, &key)?;
+    if job.input.config {
+        signature = format!("{}\n", base64(&signature)).into_bytes();
+    }
     let id = key.public().id();
     match out {
         Some(out) => {
@@ -215,10 +231,10 @@ pub(super) fn run(job: &Job) -> Result<String, String> {
 
 /// The bytes of the signature, and what to say about them.
 fn signature(job: &Job, key: &SigningKey) -> Result<(Vec<u8>, String), String> {
-    let shown = job.file.display();
+    let shown = job.input.shown();
     let (signed, what) = match &job.form {
         Form::Digest => {
-            let (size, sha256) = digest(&job.file)?;
+            let (size, sha256) = job.input.digest()?;
             let what = format!("digest of {shown} ({size} bytes, SHA-256 {})", hex(&sha256));
             return Ok((sign_digest(key, &sha256).to_vec(), what));
         }
@@ -228,7 +244,7 @@ fn signature(job: &Job, key: &SigningKey) -> Result<(Vec<u8>, String), String> {
             // Before the file is read: it may be long.
             manifest.sha256 = vec![0; 32];
             manifest.check().map_err(|refusal| format!("{shown}: {refusal}"))?;
-            let (size, sha256) = digest(&job.file)?;
+            let (size, sha256) = job.input.digest()?;
             (manifest.size, manifest.sha256) = (size, sha256.to_vec());
             let mut signed = SignedManifest::new(&manifest);
             signed.sign(key);
@@ -276,20 +292,16 @@ fn stamp(
 
 /// The manifest that is there, signed by this key too.
 fn add(job: &Job, key: &SigningKey) -> Result<(SignedManifest, String), String> {
-    let from = job.out.clone().unwrap_or_else(|| beside(&job.file, ".sig"));
-    let most = u64::try_from(MAX_SIGNATURE).unwrap_or(u64::MAX);
+    let from = job.out.clone().unwrap_or_else(|| job.input.signature());
     let at_fault = |refusal| format!("{}: {refusal}", from.display());
-    let mut signed = SignedManifest::parse(&read(&from, most)?).map_err(at_fault)?;
+    let mut signed = SignedManifest::parse(&read_signature(&from)?).map_err(at_fault)?;
     let manifest = Manifest::parse(&signed.manifest).map_err(at_fault)?;
     manifest.check_time(now().0.as_secs()).map_err(at_fault)?;
-    let (size, sha256) = digest(&job.file)?;
-    manifest
-        .check_file(size, &sha256)
-        .map_err(|refusal| format!("{}: {refusal}; not signed", job.file.display()))?;
+    job.input.compare(&manifest, &from).map_err(|error| format!("{error}; not signed"))?;
     signed.sign(key);
     let count = signed.signatures.len();
     let what =
-        format!("manifest of {}: {}, {count} signature(s)", job.file.display(), summary(&manifest));
+        format!("manifest of {}: {}, {count} signature(s)", job.input.shown(), summary(&manifest));
     Ok((signed, what))
 }
 
@@ -299,7 +311,9 @@ fn summary(manifest: &Manifest) -> String {
         0 => "never expires".to_owned(),
         at => format!("expires {}", rfc3339(Wall(Duration::from_secs(*at)))),
     };
-    format!("{name} {version} ({size} bytes, counter {counter}, {expires})")
+    let label = [name.as_str(), version.as_str()].join(" ");
+    let label = if label.trim().is_empty() { "any service" } else { label.trim() };
+    format!("{label} ({size} bytes, counter {counter}, {expires})")
 }
 
 fn warn_of_readers(key: &Path) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
-use super::{beside, digest, hex, now, one_file, public_key, read, required};
+use super::{Input, hex, kind, now, public_key, read, read_signature};
 use crate::clock::Wall;
 use crate::log::rfc3339;
 use crate::signature::{
@@ -16,6 +16,7 @@ const HELP: &str = "\
 chiton verify: check a file's signature, as a device would
 
 Usage: chiton verify --pub PUB [--pub PUB2 ...] [OPTIONS] FILE
+       chiton verify --pub PUB --kind config [OPTIONS] FILE ...
 
 Checks signature, size, SHA-256 and expiry, and prints what is signed. Whether the name,
 the version and the counter are what you want is for you to see: a device compares them
@@ -24,7 +25,10 @@ with what it was offered and with what it has.
 Options:
   --pub PUB          a trusted public key: from `chiton keygen`, or `openssl pkey -pubout`
   --threshold N      signatures needed, by different keys (default 1)
-  --signature SIG    the signature (default FILE.sig)
+  --signature SIG    the signature (default FILE.sig; of a configuration, chiton.sig beside
+                     the first FILE)
+  --kind KIND        package (default) or config
+  --unnamed FILE     of a configuration: the object that is offered with the empty name
 
 Examples:
   chiton verify --pub release.key.pub otelcol.tar.gz
@@ -38,21 +42,24 @@ const MAX_KEYS: usize = 16;
 
 /// What to check, and by which keys.
 pub(in crate::cli) struct Job {
-    file: PathBuf,
+    input: Input,
     signature: PathBuf,
     keys: Vec<PathBuf>,
     threshold: usize,
 }
 
 pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<super::Job, lexopt::Error> {
-    let (mut file, mut signature, mut keys, mut threshold) = (None, None, Vec::new(), 1);
+    let (mut signature, mut keys, mut threshold) = (None, Vec::new(), 1);
+    let mut input = Input::default();
     while let Some(argument) = parser.next()? {
         match argument {
             Short('h') | Long("help") => return Ok(super::Job::Help(HELP)),
             Long("pub") => keys.push(PathBuf::from(parser.value()?)),
             Long("signature") => signature = Some(PathBuf::from(parser.value()?)),
             Long("threshold") => threshold = parser.value()?.parse()?,
-            Value(value) => one_file(&mut file, value)?,
+            Long("kind") => input.config = parser.value()?.parse_with(kind)? == Kind::Config,
+            Long("unnamed") => input.add_unnamed(parser.value()?)?,
+            Value(value) => input.add(value),
             other => return Err(other.unexpected()),
         }
     }
@@ -68,21 +75,24 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<super::Job, lexopt::E
             format!("--threshold {threshold}: allowed is 1 to {count}, the keys given").into()
         );
     }
-    let file = required(file, "FILE")?;
-    let signature = signature.unwrap_or_else(|| beside(&file, ".sig"));
-    Ok(super::Job::Verify(Job { file, signature, keys, threshold }))
+    input.check()?;
+    let signature = signature.unwrap_or_else(|| input.signature());
+    Ok(super::Job::Verify(Job { input, signature, keys, threshold }))
 }
 
 pub(super) fn run(job: &Job) -> Result<String, String> {
     let keys = job.keys.iter().map(|file| public_key(file)).collect::<Result<Vec<_>, _>>()?;
     let keyring = Keyring::new(keys, job.threshold, &[]);
-    let most = u64::try_from(MAX_SIGNATURE).unwrap_or(u64::MAX);
-    let bytes = read(&job.signature, most)?;
+    let bytes = if job.input.config {
+        read_signature(&job.signature)?
+    } else {
+        read(&job.signature, u64::try_from(MAX_SIGNATURE).unwrap_or(u64::MAX))?
+    };
     let at_fault = |refusal| format!("{}: {refusal}", job.signature.display());
-    let shown = job.file.display();
+    let shown = job.input.shown();
     match signature::form(&bytes) {
-        Form::Digest => {
-            let (size, sha256) = digest(&job.file)?;
+        Form::Digest if !job.input.config => {
+            let (size, sha256) = job.input.digest()?;
             let signer = digest_signer(&keyring, &sha256, &bytes).map_err(at_fault)?;
             let sha256 = hex(&sha256);
             Ok(format!(
@@ -90,10 +100,9 @@ pub(super) fn run(job: &Job) -> Result<String, String> {
                  expiry\nsize       {size}\nsha256     {sha256}\n"
             ))
         }
-        Form::Manifest => {
+        Form::Digest | Form::Manifest => {
             let (manifest, signers) = manifest_signers(&keyring, &bytes).map_err(at_fault)?;
-            let (size, sha256) = digest(&job.file)?;
-            manifest.check_file(size, &sha256).map_err(|refusal| format!("{shown}: {refusal}"))?;
+            job.input.compare(&manifest, &job.signature)?;
             manifest.check_time(now().0.as_secs()).map_err(at_fault)?;
             Ok(format!("{shown}: good\n{}", describe(&manifest, &signers)))
         }
@@ -117,8 +126,8 @@ fn describe(manifest: &Manifest, signers: &[KeyId]) -> String {
         ("signed by", signers.join(", ")),
         ("form", "manifest".to_owned()),
         ("kind", kind.to_owned()),
-        ("name", manifest.name.clone()),
-        ("version", manifest.version.clone()),
+        ("name", or(&manifest.name, "any")),
+        ("version", or(&manifest.version, "none")),
         ("target", or(&manifest.target, "any")),
         ("set", or(&manifest.set, "none")),
         ("counter", manifest.counter.to_string()),

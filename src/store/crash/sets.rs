@@ -48,10 +48,11 @@ fn release(device: &mut Device, version: u8, body: &str) {
         body: Bytes::copy_from_slice(body.as_bytes()),
         ..AgentConfigObject::default()
     };
-    device.rollout.held(AgentRemoteConfig {
+    let offer = AgentRemoteConfig {
         config: Some(AgentConfigMap { config_map: [(String::new(), object)].into() }),
         config_hash: Bytes::copy_from_slice(body.as_bytes()),
-    });
+    };
+    device.rollout.held(Offer::new(offer, None, Verdict::Good));
     device.rollout.forsake_packages();
     let plan = plan(version);
     for member in &plan.members {
