@@ -173,7 +173,9 @@ impl Packages {
             let concluding = rollout.concluding().map(|outcome| &outcome.hash);
             if self.sync.is_none()
                 && (rollout.plan().map(|plan| &plan.hash).or(concluding) == Some(hash)
-                    || (memory.received.as_ref() == Some(hash) && !self.tries_again(memory, now)))
+                    || (memory.received.as_ref() == Some(hash)
+                        && !self.tries_again(memory, now)
+                        && !self.lacks(offer, memory)))
             {
                 return Taken::Ignored;
             }
@@ -228,6 +230,13 @@ impl Packages {
         memory.transient
             && memory.installed.is_none()
             && self.transient_at.is_none_or(|at| at.after(TRANSIENT_PAUSE) <= now.mono)
+    }
+
+    /// Whether an offer was installed, and something of it is not there any more.
+    fn lacks(&self, offer: &PackagesAvailable, memory: &Packaged) -> bool {
+        let there = |name: &String| self.installed.iter().any(|it| it.offered_name() == name);
+        memory.installed.as_ref().is_some_and(|hash| *hash == offer.all_packages_hash)
+            && !offer.packages.keys().all(there)
     }
 
     fn offered_members(&self) -> impl Iterator<Item = &Member> {
@@ -373,8 +382,8 @@ impl Packages {
                 });
             }
         }
-        let concluding = rollout.concluding().map(|outcome| &outcome.hash);
-        let received = under_way.map(|plan| &plan.hash).or(concluding).or(memory.received.as_ref());
+        // One that is being written down is told when that is done: hash and outcome belong together.
+        let received = under_way.map(|plan| &plan.hash).or(memory.received.as_ref());
         PackageStatuses {
             packages: statuses.into_iter().collect(),
             server_provided_all_packages_hash: received.cloned().unwrap_or_default(),
@@ -382,10 +391,19 @@ impl Packages {
         }
     }
 
-    /// The first member whose manifest has expired: the server may be holding back what is newer.
+    /// The member whose manifest expired first: the server may be holding back what is newer. And when that will
+    /// be looked at again: the next one expires.
     #[must_use]
-    pub fn stale(&self, now: u64) -> Option<&Member> {
-        self.installed.iter().find(|member| member.expires_at != 0 && member.expires_at <= now)
+    pub fn stale(&self, memory: &Packaged, now: Now) -> (Option<&Member>, Option<Mono>) {
+        let trusted = clock::trusted_wall(now.wall, memory.seen);
+        let expire = self.installed.iter().filter(|member| member.expires_at != 0);
+        let (stale, fresh): (Vec<_>, Vec<_>) =
+            expire.partition(|member| member.expires_at <= trusted.0.as_secs());
+        let next = fresh.iter().map(|member| Duration::from_secs(member.expires_at)).min();
+        // A clock that is behind what was signed tells nothing: every event looks.
+        let next = next.filter(|_| trusted == now.wall);
+        let next = next.map(|at| now.mono.after(at.saturating_sub(now.wall.0)));
+        (stale.into_iter().min_by_key(|member| member.expires_at), next)
     }
 }
 
