@@ -63,11 +63,11 @@ pub fn raise_floor(seconds: u64) {
     *floor = seconds.max(*floor);
 }
 
-/// The wall clock, never before the build or what was signed.
+/// As [`trusted_wall`], by all that was signed.
 #[must_use]
-pub fn trusted_now() -> Wall {
+pub fn trusted(wall: Wall) -> Wall {
     let floor = *FLOOR.lock().unwrap_or_else(PoisonError::into_inner);
-    trusted_wall(now().wall, floor)
+    trusted_wall(wall, floor)
 }
 
 /// Reads both clocks.

@@ -691,7 +691,7 @@ impl<'a> Runtime<'a> {
                     self.wait_for_entropy();
                     return;
                 }
-                let uid = Uid::v7(clock::trusted_now(), random);
+                let uid = Uid::v7(clock::trusted(now().wall), random);
                 self.say(Tone::Info, &format!("made instance uid {uid}: {why}"));
                 uid
             }

@@ -284,7 +284,7 @@ struct Clock;
 impl TimeProvider for Clock {
     #[expect(clippy::disallowed_methods, reason = "the edge reads the clock")]
     fn current_time(&self) -> Option<UnixTime> {
-        let now = clock::trusted_now();
+        let now = clock::trusted(clock::now().wall);
         Some(UnixTime::since_unix_epoch(Duration::from_secs(now.0.as_secs())))
     }
 }
