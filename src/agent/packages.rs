@@ -363,6 +363,7 @@ impl Packages {
             statuses.insert(status.name.clone(), status);
         };
         let under_way = self.sync.as_ref().map(|sync| &sync.plan).or_else(|| rollout.plan());
+        let concluding = rollout.concluding();
         if let Some(plan) = under_way {
             for member in plan.members.iter().filter(|it| plan.changed.contains(&it.name)) {
                 put(match &self.sync {
@@ -371,23 +372,30 @@ impl Packages {
                 });
             }
         } else {
-            for failure in &memory.failed {
+            // An outcome is on the disk before it is told: until then no older one is told in its place.
+            let (failed, status) = match concluding {
+                Some(outcome) => (&outcome.failed, PackageStatusEnum::InstallPending),
+                None => (&memory.failed, PackageStatusEnum::InstallFailed),
+            };
+            for failure in failed {
+                let told = status == PackageStatusEnum::InstallFailed;
                 put(PackageStatus {
                     name: failure.name.clone(),
                     server_offered_version: failure.version.clone(),
                     server_offered_hash: failure.hash.clone(),
-                    status: PackageStatusEnum::InstallFailed.into(),
-                    error_message: failure.error.clone(),
+                    status: status.into(),
+                    error_message: if told { failure.error.clone() } else { String::new() },
                     ..PackageStatus::default()
                 });
             }
         }
-        // One that is being written down is told when that is done: hash and outcome belong together.
-        let received = under_way.map(|plan| &plan.hash).or(memory.received.as_ref());
+        let hash = concluding.map(|outcome| &outcome.hash);
+        let received = under_way.map(|plan| &plan.hash).or(hash).or(memory.received.as_ref());
+        let error = concluding.map_or(&memory.error, |outcome| &outcome.error);
         PackageStatuses {
             packages: statuses.into_iter().collect(),
             server_provided_all_packages_hash: received.cloned().unwrap_or_default(),
-            error_message: if under_way.is_none() { memory.error.clone() } else { String::new() },
+            error_message: if under_way.is_none() { error.clone() } else { String::new() },
         }
     }
 
