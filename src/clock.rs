@@ -1,6 +1,7 @@
 //! Time as values. The core is given a [`Now`]; only the edge calls [`now`] (clippy sees to it).
 
 use core::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -51,6 +52,22 @@ pub const BUILD_TIME: u64 = parse_seconds(env!("CHITON_BUILD_TIME"));
 #[must_use]
 pub fn trusted_wall(wall: Wall, floor: u64) -> Wall {
     wall.max(Wall(Duration::from_secs(BUILD_TIME.max(floor))))
+}
+
+/// The latest time that a trusted key has signed for what was installed, seconds since 1970.
+static FLOOR: Mutex<u64> = Mutex::new(0);
+
+/// Something was signed at that time, seconds since 1970: it is later now.
+pub fn raise_floor(seconds: u64) {
+    let mut floor = FLOOR.lock().unwrap_or_else(PoisonError::into_inner);
+    *floor = seconds.max(*floor);
+}
+
+/// As [`trusted_wall`], by all that was signed.
+#[must_use]
+pub fn trusted(wall: Wall) -> Wall {
+    let floor = *FLOOR.lock().unwrap_or_else(PoisonError::into_inner);
+    trusted_wall(wall, floor)
 }
 
 /// Reads both clocks.

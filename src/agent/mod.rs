@@ -48,7 +48,7 @@ use self::sealed::Seals;
 use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, Verdict, Wire};
 use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
-use crate::clock::{self, Mono, Now};
+use crate::clock::{self, Mono, Now, Wall};
 use crate::settings::{Apply, DegradeAction, Owner, Scheme, Settings};
 use crate::signature::Keyring;
 
@@ -465,6 +465,8 @@ pub struct Agent {
     restarted: Option<Mono>,
     /// The server wants a restart, and a trial is under way.
     restart_due: bool,
+    /// When the next manifest of an installed package expires.
+    expires: Option<Mono>,
 }
 
 /// What is managed, and reported.
@@ -482,6 +484,8 @@ struct Managed {
     stale: bool,
     /// What is wrong with chiton.yaml, while older settings are in force, and since when.
     bad_settings: Option<(String, Now)>,
+    /// The installed package whose manifest expired first, and when, seconds since 1970.
+    stale_package: Option<(String, u64)>,
 }
 
 impl Reportable for Managed {
@@ -492,18 +496,15 @@ impl Reportable for Managed {
     fn health(&self) -> ComponentHealth {
         let mut tree = self.health.tree(self.workload.as_ref(), self.waits_for_config());
         if let Some((error, since)) = &self.bad_settings {
-            let settings = ComponentHealth {
-                healthy: false,
-                last_error: error.clone(),
-                status: "the last good settings are in force".to_owned(),
-                status_time_unix_nano: since.wall.unix_nanos(),
-                ..ComponentHealth::default()
-            };
-            if tree.healthy {
-                tree.healthy = false;
-                tree.last_error.clone_from(&settings.last_error);
-            }
-            tree.component_health_map.insert("settings".to_owned(), settings);
+            let status = "the last good settings are in force";
+            ill(&mut tree, "settings", status, error.clone(), since.wall);
+        }
+        if let Some((name, since)) = &self.stale_package {
+            let error = format!(
+                "the manifest of package {name:?} has expired, and no newer one was offered: sign it anew; or the server \
+                 holds it back"
+            );
+            ill(&mut tree, "packages", "stale", error, Wall(Duration::from_secs(*since)));
         }
         if let Some((text, at)) = &self.degraded {
             let done = ComponentHealth {
@@ -524,6 +525,22 @@ impl Reportable for Managed {
     fn package_statuses(&self) -> PackageStatuses {
         self.packages.statuses(&self.rollout)
     }
+}
+
+/// Adds a component that is unhealthy, and so is the whole.
+fn ill(tree: &mut ComponentHealth, name: &str, status: &str, error: String, since: Wall) {
+    let component = ComponentHealth {
+        healthy: false,
+        last_error: error,
+        status: status.to_owned(),
+        status_time_unix_nano: since.unix_nanos(),
+        ..ComponentHealth::default()
+    };
+    if tree.healthy {
+        tree.healthy = false;
+        tree.last_error.clone_from(&component.last_error);
+    }
+    tree.component_health_map.insert(name.to_owned(), component);
 }
 
 impl Managed {
@@ -619,6 +636,7 @@ impl Agent {
                 health: Health::new(config.has_checks, now),
                 stale: false,
                 bad_settings: None,
+                stale_package: None,
                 config,
             },
             health: ComponentHealth::default(),
@@ -630,6 +648,7 @@ impl Agent {
             measuring: Measuring::default(),
             restarted: None,
             restart_due: false,
+            expires: None,
         }
     }
 
@@ -808,7 +827,8 @@ impl Agent {
         let session = self.session.as_ref().and_then(Session::deadline);
         let measure = self.measuring.deadline().filter(|_| self.is_running());
         let repeat = self.state.repeats_by().filter(|_| !self.shutting_down);
-        [session, self.state.rollout.deadline(), workload, check, measure, repeat]
+        let expires = self.expires.filter(|_| !self.shutting_down);
+        [session, self.state.rollout.deadline(), workload, check, measure, repeat, expires]
             .into_iter()
             .flatten()
             .min()
@@ -1176,6 +1196,11 @@ impl Agent {
             let Managed { packages, rollout, .. } = &mut self.state;
             packages.settle(&rollout.memory().packages);
         }
+        let Managed { packages, rollout, .. } = &self.state;
+        let (stale, expires) = packages.stale(&rollout.memory().packages, now);
+        let stale = stale.map(|member| (member.offered_name().to_owned(), member.expires_at));
+        self.state.stale_package = stale;
+        self.expires = expires;
         if capabilities::has(self.capabilities(), AgentCapabilities::ReportsPackageStatuses) {
             let packages = self.state.package_statuses();
             if self.packages != packages {
@@ -1238,11 +1263,15 @@ impl Agent {
             || self.state.config.needs_config
                 && back_to.is_some_and(|memory| memory.committed.is_none());
         // The workload cannot run yet: what is placed is one step towards it, and cannot be judged.
+        let lacks_package = self.state.waits_for_package().is_some();
         let unjudged = back_to.is_none()
-            && self.state.config.needs_config
-            && !self.state.packages.has_config();
+            && (lacks_package
+                || self.state.config.needs_config && !self.state.packages.has_config());
         match self.state.apply() {
             _ if unjudged => {
+                if lacks_package {
+                    self.on_workload(actions, Supervision::stop);
+                }
                 self.on_rollout(now, actions, |rollout, out| {
                     rollout.placed(now, out);
                     false

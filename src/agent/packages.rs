@@ -170,7 +170,7 @@ impl Packages {
         if self.sync.as_ref().is_some_and(|sync| sync.plan.hash == hash) {
             return Taken::Working;
         }
-        if self.knows(&hash, rollout, now) {
+        if self.knows(&hash, rollout, now) && !self.lacks(offer, memory) {
             return Taken::Ignored;
         }
         // The newest wins.
@@ -254,6 +254,13 @@ impl Packages {
         memory.transient
             && memory.installed.is_none()
             && self.transient_at.is_none_or(|at| at.after(TRANSIENT_PAUSE) <= now.mono)
+    }
+
+    /// Whether an offer was installed, and something of it is not there any more.
+    fn lacks(&self, offer: &PackagesAvailable, memory: &Packaged) -> bool {
+        let there = |name: &String| self.installed.iter().any(|it| it.offered_name() == name);
+        memory.installed.as_ref().is_some_and(|hash| *hash == offer.all_packages_hash)
+            && !offer.packages.keys().all(there)
     }
 
     fn offered_members(&self) -> impl Iterator<Item = &Member> {
@@ -380,6 +387,7 @@ impl Packages {
             statuses.insert(status.name.clone(), status);
         };
         let under_way = self.sync.as_ref().map(|sync| &sync.plan).or_else(|| rollout.plan());
+        let concluding = rollout.concluding();
         if let Some(plan) = under_way {
             for member in plan.members.iter().filter(|it| plan.changed.contains(&it.name)) {
                 put(match &self.sync {
@@ -388,30 +396,46 @@ impl Packages {
                 });
             }
         } else {
-            for failure in &memory.failed {
+            // An outcome is on the disk before it is told: until then no older one is told in its place.
+            let (failed, status) = match concluding {
+                Some(outcome) => (&outcome.failed, PackageStatusEnum::InstallPending),
+                None => (&memory.failed, PackageStatusEnum::InstallFailed),
+            };
+            for failure in failed {
+                let told = status == PackageStatusEnum::InstallFailed;
                 put(PackageStatus {
                     name: failure.name.clone(),
                     server_offered_version: failure.version.clone(),
                     server_offered_hash: failure.hash.clone(),
-                    status: PackageStatusEnum::InstallFailed.into(),
-                    error_message: failure.error.clone(),
+                    status: status.into(),
+                    error_message: if told { failure.error.clone() } else { String::new() },
                     ..PackageStatus::default()
                 });
             }
         }
-        let concluding = rollout.concluding().map(|outcome| &outcome.hash);
-        let received = under_way.map(|plan| &plan.hash).or(concluding).or(memory.received.as_ref());
+        let hash = concluding.map(|outcome| &outcome.hash);
+        let received = under_way.map(|plan| &plan.hash).or(hash).or(memory.received.as_ref());
+        let error = concluding.map_or(&memory.error, |outcome| &outcome.error);
         PackageStatuses {
             packages: statuses.into_iter().collect(),
             server_provided_all_packages_hash: received.map(given).unwrap_or_default(),
-            error_message: if under_way.is_none() { memory.error.clone() } else { String::new() },
+            error_message: if under_way.is_none() { error.clone() } else { String::new() },
         }
     }
 
-    /// The first member whose manifest has expired: the server may be holding back what is newer.
+    /// The member whose manifest expired first: the server may be holding back what is newer. And when that will
+    /// be looked at again: the next one expires.
     #[must_use]
-    pub fn stale(&self, now: u64) -> Option<&Member> {
-        self.installed.iter().find(|member| member.expires_at != 0 && member.expires_at <= now)
+    pub fn stale(&self, memory: &Packaged, now: Now) -> (Option<&Member>, Option<Mono>) {
+        let trusted = clock::trusted_wall(now.wall, memory.seen);
+        let expire = self.installed.iter().filter(|member| member.expires_at != 0);
+        let (stale, fresh): (Vec<_>, Vec<_>) =
+            expire.partition(|member| member.expires_at <= trusted.0.as_secs());
+        let next = fresh.iter().map(|member| Duration::from_secs(member.expires_at)).min();
+        // A clock that is behind what was signed tells nothing: every event looks.
+        let next = next.filter(|_| trusted == now.wall);
+        let next = next.map(|at| now.mono.after(at.saturating_sub(now.wall.0)));
+        (stale.into_iter().min_by_key(|member| member.expires_at), next)
     }
 }
 

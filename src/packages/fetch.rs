@@ -235,11 +235,11 @@ async fn all_tries(
         progress,
     };
     let (mut idle, mut missing) = (0_u32, 0_u32);
+    let mut best = download.had;
     let mut jitter = Jitter::new(seed(now));
     let limits = ways.limits;
     download.clear_useless().await?;
     loop {
-        let before = download.wire;
         // Boxed: the futures of connections are large.
         let trouble = match Box::pin(download.attempt()).await {
             Ok(()) if download.sink.is_expected().await? => {
@@ -259,15 +259,22 @@ async fn all_tries(
         }
         // What came is on the disk before anything is decided: a disk that fails ends it here.
         download.sink.settle().await?;
-        idle = match download.wire.saturating_sub(before) >= limits.progress {
+        // Further than ever: who lets us begin anew each time gets no more tries for it.
+        idle = match download.had.saturating_sub(best) >= limits.progress {
             true => 0,
             false => idle.saturating_add(1),
         };
+        best = best.max(download.had);
         let asked = match trouble.then {
-            Then::Never | Then::NotNow => return Err(trouble),
+            Then::Never => {
+                download.sink.discard().await;
+                return Err(trouble);
+            }
+            Then::NotNow => return Err(trouble),
             Then::AFewTimes => {
                 missing = missing.saturating_add(1);
                 if missing >= limits.missing {
+                    download.sink.discard().await;
                     return Err(Trouble::never(trouble.text));
                 }
                 None

@@ -233,6 +233,7 @@ impl<'a> Runtime<'a> {
             problems.push(format!("{text}: {error}"));
         }
         let recovered = store.recover();
+        clock::raise_floor(recovered.memory.packages.seen);
         problems.extend(recovered.problems);
         for problem in deferred.iter().chain(&problems) {
             log.write(Level::Error, problem, now.wall);
@@ -457,7 +458,10 @@ impl<'a> Runtime<'a> {
                 }
                 Action::Substitute(file) => self.job(disk::Job::Substitute(file)),
                 Action::Activate(generation) => self.job(disk::Job::Activate(generation)),
-                Action::Remember(memory) => self.job(disk::Job::Remember(memory)),
+                Action::Remember(memory) => {
+                    clock::raise_floor(memory.packages.seen);
+                    self.job(disk::Job::Remember(memory));
+                }
                 Action::Validate { generation, packages, config } => {
                     self.validate(generation, packages, config);
                 }
@@ -687,7 +691,7 @@ impl<'a> Runtime<'a> {
                     self.wait_for_entropy();
                     return;
                 }
-                let uid = Uid::v7(clock::trusted_wall(now().wall, 0), random);
+                let uid = Uid::v7(clock::trusted(now().wall), random);
                 self.say(Tone::Info, &format!("made instance uid {uid}: {why}"));
                 uid
             }

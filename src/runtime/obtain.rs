@@ -42,7 +42,7 @@ impl Runtime<'_> {
             },
             packages_dir: self.settings.packages_dir.clone(),
             bandwidth: packages.bandwidth,
-            limits: Limits::default(),
+            limits: limits(),
         };
         let store = Arc::clone(&self.store);
         let inbox = Rc::clone(&self.inbox);
@@ -58,6 +58,27 @@ impl Runtime<'_> {
             inbox.put(Event::Obtained { round, result }).await;
         };
         self.obtaining = Some(self.executor.spawn(obtaining));
+    }
+}
+
+#[cfg(not(debug_assertions))]
+fn limits() -> Limits {
+    Limits::default()
+}
+
+/// In debug builds less patience, where `CHITON_FETCH_HASTE` is set: for tests.
+#[cfg(debug_assertions)]
+fn limits() -> Limits {
+    let limits = Limits::default();
+    if std::env::var_os("CHITON_FETCH_HASTE").is_none() {
+        return limits;
+    }
+    let ms = core::time::Duration::from_millis;
+    Limits {
+        window: ms(400),
+        backoff: crate::settings::Backoff { initial: ms(10), max: ms(100) },
+        retry_after: ms(1000),
+        ..limits
     }
 }
 

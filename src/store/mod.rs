@@ -227,12 +227,18 @@ impl Store {
     pub fn recover(&self) -> Recovered {
         let mut problems = Vec::new();
         let memory = match self.load::<Memory>(Path::new(MEMORY)) {
-            Ok(Some(memory)) => memory,
-            Ok(None) if self.running().is_none() => Memory::default(),
+            Ok(Some(memory)) if !self.is_missing(memory.committed) => memory,
+            Ok(None) if self.running().is_none() && self.running_set() == 0 => Memory::default(),
             found => {
                 let wrong = match found {
                     Err(error) => error,
-                    Ok(_) => format!("{}: it is missing", self.shown(Path::new(MEMORY))),
+                    Ok(found) => {
+                        let what = match found {
+                            Some(_) => "its generation is not there: it is an older one",
+                            None => "it is missing",
+                        };
+                        format!("{}: {what}", self.shown(Path::new(MEMORY)))
+                    }
                 };
                 let _ = self.disk.rename(Path::new(MEMORY), Path::new(MEMORY_BROKEN));
                 // A way back is only there during a trial: what it leads to was committed.
@@ -266,6 +272,12 @@ impl Store {
         Recovered { memory, problems, went_back, running }
     }
 
+    /// Whether nothing is left of a generation.
+    fn is_missing(&self, generation: Option<Generation>) -> bool {
+        let described = generation.map(|it| self.load::<Description>(&description_of(it.number)));
+        matches!(described, Some(Ok(None)))
+    }
+
     /// The set of packages of a generation.
     fn set_of(&self, number: u64) -> Result<u64, String> {
         Ok(self.describe(number)?.set)
@@ -273,10 +285,10 @@ impl Store {
 
     fn look_at(&self, number: u64) -> Result<Running, String> {
         let description = self.describe(number)?;
-        Ok(Running {
-            members: self.set(description.set)?,
-            has_config: !description.main.is_empty(),
-        })
+        let mut members = self.set(description.set)?;
+        // What somebody deleted is not installed any more.
+        members.retain(|member| self.has_member(description.set, member));
+        Ok(Running { members, has_config: !description.main.is_empty() })
     }
 
     /// Before a trial: the way back, then the record that says a trial has begun. Both are durable when this is
@@ -352,7 +364,10 @@ impl Store {
             Err(staged) => return staged,
         };
         let digest = sets::digest(config.digest(), &members);
-        if known.contains(&digest) {
+        // What is committed, of which something had to be obtained again.
+        let repairs = known.first() == Some(&digest)
+            && candidate.packages.as_ref().is_some_and(|plan| !plan.changed.is_empty());
+        if known.contains(&digest) && !repairs {
             // The same contents by other names.
             if candidate.packages.is_some()
                 && known.first() == Some(&digest)
@@ -365,7 +380,7 @@ impl Store {
         if !write {
             return Staged::Deferred;
         }
-        let unchanged = self.set(set).is_ok_and(|old| old == members);
+        let unchanged = !repairs && self.set(set).is_ok_and(|old| old == members);
         let set = if unchanged { Ok(set) } else { self.write_set(&members) };
         let set = match set {
             Ok(set) => set,

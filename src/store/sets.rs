@@ -167,6 +167,9 @@ impl Tree<'_> {
 
     /// It cannot be completed: what there is of it goes.
     pub fn abandon(self) {
+        let mut fresh = self.store.fresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        fresh.retain(|number| *number != self.number);
+        drop(fresh);
         self.store.remove_tree(&tree(self.number), 0);
     }
 
@@ -187,13 +190,7 @@ impl Tree<'_> {
             addon: member.kind == Kind::Addon,
         };
         disk.create(&tree_record(self.number), &record::seal(&record.to_payload()), RECORD)?;
-        disk.sync(Path::new(TREES))?;
-        self.store
-            .fresh
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(self.number);
-        Ok(())
+        disk.sync(Path::new(TREES))
     }
 }
 
@@ -211,6 +208,8 @@ impl Store {
     pub fn new_tree(&self) -> io::Result<Tree<'_>> {
         self.lay_out_packages()?;
         let number = self.next_in(TREES)?;
+        // From now on nobody takes it for a leftover.
+        self.fresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(number);
         self.packages.make_directory(&tree(number), DIRECTORY)?;
         Ok(Tree { store: self, number, directories: Vec::new() })
     }
@@ -291,6 +290,15 @@ impl Store {
         record.members.into_iter().map(MemberRecord::into_member).collect()
     }
 
+    /// Whether a member of a set is there, as far as names tell.
+    pub(super) fn has_member(&self, number: u64, member: &Member) -> bool {
+        let link = set(number).join(&member.name);
+        let Some(target) = self.packages.target(&link).ok() else { return false };
+        let tree = target.file_name().and_then(|name| name.to_str()?.parse().ok());
+        member.local
+            || tree.is_some_and(|tree| self.load_package::<TreeRecord>(&tree_record(tree)).is_ok())
+    }
+
     /// Writes a set beside the running one; nothing points at it yet. No members: no set.
     pub(super) fn write_set(&self, members: &[Member]) -> Result<u64, String> {
         if members.is_empty() {
@@ -302,6 +310,7 @@ impl Store {
         let directory = set(number);
         let disk = self.packages.as_ref();
         disk.make_directory(&directory, DIRECTORY).map_err(at)?;
+        let mut used = Vec::new();
         for member in members {
             let target = if member.local {
                 Path::new("../..").join(LOCAL).join(&member.name)
@@ -309,6 +318,7 @@ impl Store {
                 let tree = self.find_tree(member).ok_or_else(|| {
                     format!("package {} is not there any more: it is fetched again", member.name)
                 })?;
+                used.push(tree);
                 Path::new("../../trees").join(tree.to_string())
             };
             disk.link(&directory.join(&member.name), &target).map_err(at)?;
@@ -319,7 +329,9 @@ impl Store {
             .map_err(at)?;
         disk.sync(Path::new(SETS)).map_err(at)?;
         // From here on the set keeps them.
-        self.forget_obtained();
+        let mut fresh = self.fresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        fresh.retain(|number| !used.contains(number));
+        drop(fresh);
         Ok(number)
     }
 

@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 use smol::io::{AsyncRead, AsyncWrite};
 
 use super::pins::{Pinned, Unpinned};
-use crate::clock::{self, trusted_wall};
+use crate::clock;
 use crate::settings::{Tls, TlsVersion};
 
 /// Largest PEM file that is read.
@@ -284,7 +284,7 @@ struct Clock;
 impl TimeProvider for Clock {
     #[expect(clippy::disallowed_methods, reason = "the edge reads the clock")]
     fn current_time(&self) -> Option<UnixTime> {
-        let now = trusted_wall(clock::now().wall, 0);
+        let now = clock::trusted(clock::now().wall);
         Some(UnixTime::since_unix_epoch(Duration::from_secs(now.0.as_secs())))
     }
 }

@@ -32,7 +32,7 @@ struct Shelf {
     /// Bytes of bodies that were written.
     sent: u64,
     /// True: it answered; false: answer as usual.
-    odd: Option<Box<Answer>>,
+    odd: Option<Arc<Mutex<Answer>>>,
 }
 
 /// A file server on loopback.
@@ -70,7 +70,7 @@ impl Files {
         &self,
         answer: impl FnMut(&str, &[u8], &mut TcpStream) -> bool + Send + 'static,
     ) {
-        self.shelf.lock().unwrap().odd = Some(Box::new(answer));
+        self.shelf.lock().unwrap().odd = Some(Arc::new(Mutex::new(answer)));
     }
 
     pub(crate) fn honestly(&self) {
@@ -94,13 +94,13 @@ impl Files {
             let (file, odd) = {
                 let mut shelf = self.shelf.lock().unwrap();
                 shelf.asked.push(head.clone());
-                (shelf.files.get(&name).cloned(), shelf.odd.take())
+                (shelf.files.get(&name).cloned(), shelf.odd.clone())
             };
-            if let Some(mut answer) = odd {
+            if let Some(answer) = odd {
                 let body = file.as_ref().map(|file| file.as_slice()).unwrap_or_default();
-                let done = answer(&head, body, &mut stream);
-                self.shelf.lock().unwrap().odd.get_or_insert(answer);
-                if done {
+                // One at a time.
+                let mut answer = answer.lock().unwrap();
+                if answer(&head, body, &mut stream) {
                     return;
                 }
             }
