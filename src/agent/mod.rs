@@ -998,6 +998,9 @@ impl Agent {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
+        if let Some(text) = self.state.packages.says(&taken) {
+            actions.push(Action::Log(Tone::Peer, text));
+        }
         self.on_rollout(now, actions, |rollout, out| match (taken, config) {
             (Taken::Ignored, None) | (Taken::Working, None) => false,
             (Taken::Ignored, Some(config)) => rollout.offered(config, now, out),

@@ -170,7 +170,7 @@ impl Packages {
         if self.sync.as_ref().is_some_and(|sync| sync.plan.hash == hash) {
             return Taken::Working;
         }
-        if self.knows(&hash, rollout, now) && !self.lacks(offer, memory) {
+        if self.knows(&hash, rollout, now) && !self.lacks(offer, &hash, memory) {
             return Taken::Ignored;
         }
         // The newest wins.
@@ -257,10 +257,9 @@ impl Packages {
     }
 
     /// Whether an offer was installed, and something of it is not there any more.
-    fn lacks(&self, offer: &PackagesAvailable, memory: &Packaged) -> bool {
+    fn lacks(&self, offer: &PackagesAvailable, hash: &Bytes, memory: &Packaged) -> bool {
         let there = |name: &String| self.installed.iter().any(|it| it.offered_name() == name);
-        memory.installed.as_ref().is_some_and(|hash| *hash == offer.all_packages_hash)
-            && !offer.packages.keys().all(there)
+        memory.installed.as_ref() == Some(hash) && !offer.packages.keys().all(there)
     }
 
     fn offered_members(&self) -> impl Iterator<Item = &Member> {
@@ -356,6 +355,30 @@ impl Packages {
             error: String::new(),
             failed,
             transient: error.transient,
+        }
+    }
+
+    /// What an offer came to, for the log.
+    #[must_use]
+    pub fn says(&self, taken: &Taken) -> Option<String> {
+        let named = |member: &Member| format!("{} {}", member.name, member.version);
+        match taken {
+            Taken::Ignored => None,
+            Taken::Working => {
+                let next = self.sync.as_ref()?.wanted.front()?;
+                Some(format!("obtaining package {}", named(next.warrant.member())))
+            }
+            Taken::Ready(plan) => {
+                let all: Vec<String> = plan.members.iter().map(named).collect();
+                Some(format!("the packages to install are there: {}", all.join(", ")))
+            }
+            Taken::Concluded(outcome) => {
+                let first = outcome.failed.iter().find(|it| !it.error.starts_with(OTHERS));
+                let first = first.map(|it| format!("{} {}: {}", it.name, it.version, it.error));
+                let error = Some(&outcome.error).filter(|error| !error.is_empty()).cloned();
+                let why = first.or(error)?;
+                Some(cut(format!("the offered packages are not installed: {why}")))
+            }
         }
     }
 
@@ -471,8 +494,11 @@ fn of(member: &Member, status: PackageStatusEnum) -> PackageStatus {
     }
 }
 
+/// How the reason begins of what is not installed for another package's sake.
+const OTHERS: &str = "not installed:";
+
 fn with_others(culprit: &str) -> String {
-    format!("not installed: {culprit}, offered with it, failed")
+    format!("{OTHERS} {culprit}, offered with it, failed")
 }
 
 /// The hash that an offer is known by (opamp-spec L2901 asks for one). Where its files lie does not count: a URL may be

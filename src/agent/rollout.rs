@@ -38,6 +38,9 @@ pub use memory::{
 /// Trials an hour, whoever asks for them: beyond, the newest offer waits.
 pub const TRIALS_AN_HOUR: usize = 12;
 const HOUR: Duration = Duration::from_secs(3600);
+/// Offers an hour that get an outcome, each of which is written down: beyond, the newest waits. A server that calls the
+/// same thing by another name in each answer must not wear the flash out.
+pub const OUTCOMES_AN_HOUR: usize = 120;
 /// What the disk refused is tried again after so long.
 pub const DISK_PAUSE: Duration = Duration::from_secs(60);
 
@@ -294,6 +297,8 @@ pub struct Rollout {
     interrupted: Option<(Attempt, Mono)>,
     /// When trials began, the last first; at most [`TRIALS_AN_HOUR`].
     trials: VecDeque<Mono>,
+    /// When offers were taken up, the last first; at most [`OUTCOMES_AN_HOUR`].
+    outcomes: VecDeque<Mono>,
     /// Crashes since the commit, as long as they count; [`None`]: they do not.
     fresh: Option<Fresh>,
     /// The record could not be written; when it is tried again.
@@ -328,6 +333,7 @@ impl Rollout {
             waiting: None,
             rejected: None,
             trials: VecDeque::new(),
+            outcomes: VecDeque::new(),
             fresh: None,
             unwritten: None,
             astray: None,
@@ -615,12 +621,30 @@ impl Rollout {
         if self.waiting.as_ref().is_none_or(|it| it.held || it.from > now.mono) {
             return;
         }
+        if let Some(from) = self.next_outcome().filter(|from| *from > now.mono) {
+            if let Some(waiting) = &mut self.waiting {
+                waiting.from = from;
+            }
+            return;
+        }
         let Some(waiting) = self.waiting.take() else { return };
+        self.takes_up(now);
         let write = self.next_trial().is_none_or(|from| from <= now.mono);
         let Waiting { parts, objects, unless, .. } = waiting;
         let write = write && unless.is_none();
         self.current = Some(Current { parts, objects, repeats: false, unless });
         self.stage(write, out);
+    }
+
+    /// When the next offer may get its outcome.
+    fn next_outcome(&self) -> Option<Mono> {
+        let oldest = self.outcomes.get(OUTCOMES_AN_HOUR.saturating_sub(1));
+        oldest.map(|oldest| oldest.after(HOUR))
+    }
+
+    fn takes_up(&mut self, now: Now) {
+        self.outcomes.push_front(now.mono);
+        self.outcomes.truncate(OUTCOMES_AN_HOUR);
     }
 
     /// When the next trial may begin: `min_interval` after the last, [`TRIALS_AN_HOUR`] at most.
@@ -1077,8 +1101,9 @@ impl Rollout {
                 let waiting = waiting.map(|waiting| waiting.from);
                 let interrupted = self.interrupted.as_ref().map(|(_, from)| *from);
                 let interrupted = interrupted.filter(|from| *from > Mono::default());
-                let concluded = self.concluded.as_ref().map(|_| Mono::default());
-                let rejected = self.rejected.as_ref().map(|_| Mono::default());
+                let from = self.next_outcome().unwrap_or_default();
+                let concluded = self.concluded.as_ref().map(|_| from);
+                let rejected = self.rejected.as_ref().map(|_| from);
                 [waiting, self.unwritten, self.astray, interrupted, concluded, rejected]
                     .into_iter()
                     .flatten()
@@ -1128,11 +1153,14 @@ impl Rollout {
                     self.phase = Phase::Returning { memory, applying: false };
                     return false;
                 }
-                if let Some((parts, outcome)) = self.concluded.take() {
+                let writes = self.next_outcome().is_none_or(|from| from <= now.mono);
+                if let Some((parts, outcome)) = self.concluded.take_if(|_| writes) {
+                    self.takes_up(now);
                     self.conclude(&parts, outcome, out);
                     return false;
                 }
-                if let Some((hash, reason)) = self.rejected.clone() {
+                if let Some((hash, reason)) = self.rejected.clone().filter(|_| writes) {
+                    self.takes_up(now);
                     let parts = Parts { config: Some(hash), ..Parts::default() };
                     self.current = Some(Current { parts, ..Current::default() });
                     return self.settle(&Outcome::Failed(reason), out);

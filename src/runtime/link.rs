@@ -30,6 +30,7 @@ pub(super) enum Task {
 
 /// The sending end of a link.
 pub(super) struct Link {
+    pub(super) number: u64,
     tasks: Sender<Task>,
     /// Dropping it drops the link.
     _running: smol::Task<()>,
@@ -55,7 +56,7 @@ pub(super) struct Links {
 pub(super) fn begin(links: Rc<Links>, number: u64, executor: &smol::LocalExecutor<'_>) -> Link {
     let (tasks, todo) = bounded(QUEUE);
     let running = executor.spawn(run(links, number, todo));
-    Link { tasks, _running: running }
+    Link { number, tasks, _running: running }
 }
 
 async fn run(links: Rc<Links>, number: u64, todo: Receiver<Task>) {

@@ -29,7 +29,7 @@ use smol::channel::{Receiver, Sender, bounded};
 
 use crate::agent::identity::{self, Choice, Kept};
 use crate::agent::rollout::Generation;
-use crate::agent::session::{LinkState, Tone};
+use crate::agent::session::{LinkError, LinkErrorKind, LinkState, Tone};
 use crate::agent::supervision::Process;
 use crate::agent::uid::Uid;
 use crate::agent::{Action, Agent, Config, Event};
@@ -481,10 +481,13 @@ impl<'a> Runtime<'a> {
     }
 
     fn link_task(&mut self, task: Task) {
-        let full = self.link.as_ref().is_some_and(|link| !link.put(task));
-        if full {
-            // The session's own watchdog replaces a link that takes nothing; the report goes again with it.
-            self.say(Tone::Warning, "the network takes no more messages");
+        let full = self.link.as_ref().filter(|link| !link.put(task)).map(|link| link.number);
+        if let Some(link) = full {
+            // What was not sent must be sent: all that is not acknowledged goes again with the next link.
+            self.link = None;
+            let text = "the network takes no more messages".to_owned();
+            let error = Some(LinkError { text, kind: LinkErrorKind::Failed });
+            self.aftermath.push_back(Event::LinkDown { link, error });
         }
     }
 

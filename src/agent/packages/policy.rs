@@ -172,7 +172,8 @@ impl Policy {
         if kind != signature::Kind::Package {
             return Err("its manifest is one for a configuration".to_owned());
         }
-        if manifest.name != name {
+        // One without a name is signed by the name that it has on the disk.
+        if manifest.name != name && Ok(manifest.name.as_str()) != placed_name(name) {
             return other("the package", &manifest.name, name);
         }
         if manifest.version != offered.version {
