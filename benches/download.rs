@@ -103,7 +103,7 @@ fn make(path: &Path, size: u64) -> [u8; 32] {
     let mut file = File::create(path).unwrap();
     let mut hash = Sha256::new();
     let mut state = 1_u64;
-    let mut block = vec![0_u8; MIB as usize];
+    let mut block = vec![0_u8; 1 << 20];
     for _ in 0..size / MIB {
         for word in block.as_chunks_mut::<8>().0 {
             state = state
