@@ -56,7 +56,11 @@ impl Agent {
         self.state.bad_settings = None;
         let before = core::mem::replace(&mut self.state.config, config);
         self.state.rollout.govern(self.state.config.rollout);
-        self.state.packages.govern(self.state.config.packages.clone());
+        if self.state.packages.govern(self.state.config.packages.clone()) {
+            self.state.rollout.forsake_packages();
+            self.state.rollout.release();
+            actions.push(Action::Prepare { keep: Vec::new() });
+        }
         if self.state.config.attributes != before.attributes {
             self.changed(Facets::DESCRIPTION);
         }

@@ -629,7 +629,11 @@ impl Agent {
             seed,
             state: Managed {
                 rollout: Rollout::new(config.rollout, memory, now),
-                packages: Packages::new(config.packages.clone(), running),
+                packages: Packages::new(
+                    config.packages.clone(),
+                    running,
+                    config.needs_packages.clone(),
+                ),
                 workload: config.workload.clone(),
                 degrading: config.degrading.clone(),
                 degraded: None,
@@ -661,6 +665,11 @@ impl Agent {
             self.ensure_workload(actions);
         }
         self.settle(now, actions);
+    }
+
+    /// Says before [`Agent::boot`] that what is committed could not be made to run: that is tried again.
+    pub fn astray(&mut self, now: Now) {
+        self.state.rollout.is_astray(now);
     }
 
     /// Says before [`Agent::boot`] that an interrupted change was undone: [`Agent::went_back`] follows.
@@ -827,11 +836,9 @@ impl Agent {
         let session = self.session.as_ref().and_then(Session::deadline);
         let measure = self.measuring.deadline().filter(|_| self.is_running());
         let repeat = self.state.repeats_by().filter(|_| !self.shutting_down);
+        let rollout = self.state.rollout.deadline().filter(|_| !self.shutting_down);
         let expires = self.expires.filter(|_| !self.shutting_down);
-        [session, self.state.rollout.deadline(), workload, check, measure, repeat, expires]
-            .into_iter()
-            .flatten()
-            .min()
+        [session, rollout, workload, check, measure, repeat, expires].into_iter().flatten().min()
     }
 
     /// How the connection is.
@@ -1267,6 +1274,13 @@ impl Agent {
                 && back_to.is_some_and(|memory| memory.committed.is_none());
         // The workload cannot run yet: what is placed is one step towards it, and cannot be judged.
         let lacks_package = self.state.waits_for_package().is_some();
+        let empty = self.state.rollout.plan().is_some_and(|plan| plan.members.is_empty());
+        if back_to.is_none() && lacks_package && !empty && running {
+            // Not seen before it was placed; what runs goes on.
+            let name = self.state.waits_for_package().unwrap_or_default().to_owned();
+            let text = format!("it has no package {name}, which opamp.workload.command names");
+            return self.applied(Err(text), now, actions);
+        }
         let unjudged = back_to.is_none()
             && (lacks_package
                 || self.state.config.needs_config && !self.state.packages.has_config());

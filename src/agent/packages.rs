@@ -27,6 +27,11 @@ use crate::secret::Secret;
 pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 /// An offer that failed for the network's sake is tried again when it comes again, not before so long.
 pub const TRANSIENT_PAUSE: Duration = Duration::from_secs(60);
+/// The pause doubles with each failure in a row, up to this.
+pub const MAX_TRANSIENT_PAUSE: Duration = Duration::from_secs(24 * 3600);
+/// Offers for which fetching begins within an hour.
+pub const OFFERS_AN_HOUR: usize = 30;
+const HOUR: Duration = Duration::from_secs(3600);
 /// Bytes of a download_url.
 pub const MAX_URL: usize = 8192;
 
@@ -81,6 +86,14 @@ pub struct Packages {
     handed: Option<Plan>,
     /// When an offer last failed for the network's sake.
     transient_at: Option<Mono>,
+    /// How often in a row that was.
+    transients: u32,
+    /// When fetching began, within the last hour.
+    begun: Vec<Mono>,
+    /// Packages that the workload's command names.
+    needed: Vec<String>,
+    /// Packages of the device's maker.
+    local: Vec<String>,
 }
 
 /// An offer whose files are being obtained.
@@ -105,7 +118,7 @@ struct Progress {
 impl Packages {
     /// `running` is what the disk has.
     #[must_use]
-    pub fn new(policy: Policy, running: Running) -> Self {
+    pub fn new(policy: Policy, running: Running, needed: Vec<String>) -> Self {
         Self {
             policy,
             running: running.members,
@@ -115,12 +128,25 @@ impl Packages {
             round: 0,
             handed: None,
             transient_at: None,
+            transients: 0,
+            begun: Vec::new(),
+            needed,
+            local: running.local,
         }
     }
 
     /// Goes on by another policy.
-    pub fn govern(&mut self, policy: Policy) {
+    ///
+    /// True: what is being fetched was approved by the old one, and is given up. It has no outcome: the server offers
+    /// it again.
+    pub fn govern(&mut self, policy: Policy) -> bool {
+        let other = self.policy != policy;
         self.policy = policy;
+        if other {
+            self.sync = None;
+            self.handed = None;
+        }
+        other
     }
 
     /// The names in the running set.
@@ -132,6 +158,7 @@ impl Packages {
     pub fn run(&mut self, running: Running) {
         self.running = running.members;
         self.has_config = running.has_config;
+        self.local = running.local;
     }
 
     /// The running generation has a main configuration file.
@@ -195,7 +222,35 @@ impl Packages {
         let plan = self.plan(hash.clone(), &approved);
         let installed: Vec<&Member> = self.offered_members().collect();
         if installed.iter().copied().eq(&plan.members) {
+            if rollout.plan().is_some() {
+                // Back to what is installed, in place of what is under way.
+                return self.ready(plan);
+            }
             return outcome(String::new(), Vec::new());
+        }
+        let lacking = self.needed.iter().find(|name| {
+            let has = |members: &[Member]| members.iter().any(|member| member.name == **name);
+            has(&self.running) && !has(&plan.members) && !self.local.contains(name)
+        });
+        if let Some(name) = lacking.filter(|_| !offer.packages.is_empty()) {
+            let text = format!(
+                "it has no package {name}, which opamp.workload.command names: the workload could not run"
+            );
+            return outcome(text, Vec::new());
+        }
+        self.begun.retain(|at| now.mono.since(*at) < HOUR);
+        if self.begun.len() >= OFFERS_AN_HOUR {
+            let text = format!(
+                "offers of packages come too often: {OFFERS_AN_HOUR} an hour are begun with"
+            );
+            self.transient_at = Some(now.mono);
+            let transient = PackagesOutcome {
+                hash: hash.clone(),
+                error: text,
+                failed: Vec::new(),
+                transient: true,
+            };
+            return Taken::Concluded(transient);
         }
         let mut wanted = VecDeque::new();
         for (warrant, file) in approved {
@@ -213,6 +268,7 @@ impl Packages {
         }
         let Some(first) = wanted.front().cloned() else { return self.ready(plan) };
         orders.push(first);
+        self.begun.push(now.mono);
         self.sync = Some(Sync { plan, wanted, progress: Progress::default() });
         Taken::Working
     }
@@ -244,22 +300,33 @@ impl Packages {
     fn knows(&self, hash: &Bytes, rollout: &Rollout, now: Now) -> bool {
         let memory = &rollout.memory().packages;
         let concluding = rollout.concluding().map(|outcome| &outcome.hash);
-        self.sync.is_none()
-            && (rollout.plan().map(|plan| &plan.hash).or(concluding) == Some(hash)
-                || (memory.received.as_ref() == Some(hash) && !self.tries_again(memory, now)))
+        if self.sync.is_some() {
+            return false;
+        }
+        // What is under way is newer than what has its outcome.
+        match rollout.plan().map(|plan| &plan.hash).or(concluding) {
+            Some(newest) => newest == hash,
+            None => memory.received.as_ref() == Some(hash) && !self.tries_again(memory, now),
+        }
     }
 
     /// Whether an offer that failed may be tried again.
     fn tries_again(&self, memory: &Packaged, now: Now) -> bool {
         memory.transient
             && memory.installed.is_none()
-            && self.transient_at.is_none_or(|at| at.after(TRANSIENT_PAUSE) <= now.mono)
+            && self.transient_at.is_none_or(|at| at.after(self.transient_pause()) <= now.mono)
     }
 
     /// Whether an offer was installed, and something of it is not there any more.
     fn lacks(&self, offer: &PackagesAvailable, hash: &Bytes, memory: &Packaged) -> bool {
         let there = |name: &String| self.installed.iter().any(|it| it.offered_name() == name);
         memory.installed.as_ref() == Some(hash) && !offer.packages.keys().all(there)
+    }
+
+    /// Doubles with each failure in a row.
+    fn transient_pause(&self) -> Duration {
+        let doubled = 1_u32.checked_shl(self.transients.saturating_sub(1)).unwrap_or(u32::MAX);
+        TRANSIENT_PAUSE.saturating_mul(doubled).min(MAX_TRANSIENT_PAUSE)
     }
 
     fn offered_members(&self) -> impl Iterator<Item = &Member> {
@@ -319,8 +386,10 @@ impl Packages {
         };
         if let Err(error) = result {
             self.transient_at = error.transient.then_some(now.mono);
+            self.transients = if error.transient { self.transients.saturating_add(1) } else { 0 };
             return Taken::Concluded(self.give_up(&error));
         }
+        self.transients = 0;
         sync.wanted.pop_front();
         sync.progress = Progress::default();
         if let Some(next) = sync.wanted.front().cloned() {

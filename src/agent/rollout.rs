@@ -62,6 +62,8 @@ pub struct Candidate {
     pub config: Source,
     /// Its packages; [`None`]: those that are committed.
     pub packages: Option<Plan>,
+    /// What is committed: what a candidate keeps, it keeps of this, whatever runs.
+    pub base: Option<Generation>,
 }
 
 impl Candidate {
@@ -175,6 +177,8 @@ pub enum Staged {
     Nothing,
     /// Its contents are refused: why.
     Refused(String),
+    /// Packages that had been obtained are gone: why. The same offer is worth another try.
+    Lacking(String),
     /// It could not be written: why.
     Failed(String),
 }
@@ -418,10 +422,12 @@ impl Rollout {
     /// The start of the agent: the local file is staged unless a remote configuration is committed. A trial that
     /// was interrupted is repeated when [`Rollout::workload_is_up`], or given up. True: the status changed.
     pub fn boot(&mut self, out: &mut Vec<Order>) {
-        if let Some(trial) = self.memory.trial.take() {
+        if let Some(trial) = self.memory.trial.clone() {
             if trial.number < self.rules.rollback.attempts {
+                // It stays on record, and on the disk, until it is repeated, given up or replaced.
                 self.interrupted = Some((trial, Mono::default()));
             } else {
+                self.memory.trial = None;
                 let reason =
                     format!("its trial was interrupted {} times, and is given up", trial.number);
                 out.push(Order::Say(reason.clone()));
@@ -433,6 +439,11 @@ impl Rollout {
         if self.memory.committed.is_none_or(|committed| !committed.remote) {
             self.stage(true, out);
         }
+    }
+
+    /// What is committed could not be made to run at the start: it is tried again.
+    pub fn is_astray(&mut self, now: Now) {
+        self.astray = Some(now.mono.after(DISK_PAUSE));
     }
 
     /// The hash of the newest configuration that has no outcome yet.
@@ -527,18 +538,33 @@ impl Rollout {
             unless,
         });
         self.rejected = None;
-        self.interrupted = None;
+        self.replace_interrupted();
         true
     }
 
+    /// What was interrupted is not repeated: something newer is there.
+    fn replace_interrupted(&mut self) {
+        if self.interrupted.take().is_some() {
+            self.memory.trial = None;
+        }
+    }
+
     /// Another offer of packages came: those that wait are not tried any more.
+    ///
+    /// A configuration that waited with them waits for the new ones.
     pub fn forsake_packages(&mut self) {
         if let Some(waiting) = &mut self.waiting {
-            waiting.parts.packages = None;
+            waiting.held |= waiting.parts.packages.take().is_some();
             if waiting.parts.config.is_none() {
                 self.waiting = None;
             }
         }
+    }
+
+    /// The packages that a configuration waits for will not come: it is given up without an outcome, and offered
+    /// again.
+    pub fn release(&mut self) {
+        self.waiting.take_if(|waiting| waiting.held);
     }
 
     /// The offered packages are there: with the configuration that waits for them, if one does, they are a
@@ -555,7 +581,7 @@ impl Rollout {
         waiting.parts.packages = Some(plan);
         waiting.held = false;
         waiting.from = Mono::default();
-        self.interrupted = None;
+        self.replace_interrupted();
         self.hurry(now, out);
     }
 
@@ -700,6 +726,12 @@ impl Rollout {
             }
             Staged::Nothing => self.settle(&Outcome::Failed("empty config".to_owned()), out),
             Staged::Refused(reason) => self.settle(&Outcome::Failed(cut(reason)), out),
+            Staged::Lacking(reason) => {
+                let mut memory = self.memory.clone();
+                memory.fails(&self.parts(), &cut(reason));
+                memory.packages.transient = true;
+                self.write_down(memory, out)
+            }
             Staged::Failed(reason) => self.disk_refused(reason, now),
         }
     }
@@ -709,7 +741,7 @@ impl Rollout {
         self.phase = Phase::Idle;
         match staged {
             Staged::New(generation) => self.activate(generation, out),
-            Staged::Refused(reason) | Staged::Failed(reason) => {
+            Staged::Refused(reason) | Staged::Failed(reason) | Staged::Lacking(reason) => {
                 out.push(Order::Say(format!("no local configuration is in force: {reason}")));
             }
             Staged::Known(_) | Staged::Deferred | Staged::Nothing => {}
@@ -1280,13 +1312,16 @@ impl Rollout {
         let known =
             committed.chain(self.memory.failed.iter().map(|failed| failed.digest)).collect();
         let candidate = match &self.current {
-            None => Candidate { config: Source::Local, packages: None },
+            None => {
+                Candidate { config: Source::Local, packages: None, base: self.memory.committed }
+            }
             Some(current) => Candidate {
                 config: match &current.objects {
                     Some(objects) => Source::Offer(objects.clone()),
                     None => Source::Keep,
                 },
                 packages: current.parts.packages.clone(),
+                base: self.memory.committed,
             },
         };
         out.push(Order::Stage { candidate, known, write });
@@ -1321,7 +1356,7 @@ impl Rollout {
         memory.committed = Some(generation);
         memory.committed_as = self.current.as_ref().map(|current| current.parts.clone());
         memory.committed_at = now.wall;
-        memory.trial = None;
+        memory.trial = self.interrupted.as_ref().map(|(trial, _)| trial.clone());
         memory.failed.retain(|failed| failed.digest != generation.digest);
         if let Some(current) = &self.current {
             memory.succeeds(&current.parts);

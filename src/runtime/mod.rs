@@ -177,6 +177,8 @@ struct Runtime<'a> {
     measures: Measures,
     /// An interrupted change was undone on the disk.
     went_back: bool,
+    /// What is committed could not be made to run.
+    astray: bool,
     /// Whom the workload runs as, or why nobody knows.
     identity: Result<Option<Identity>, String>,
     /// Environment variables whose values are secrets of ours.
@@ -257,6 +259,7 @@ impl<'a> Runtime<'a> {
             external: External::new(&settings),
             measures: Measures::default(),
             went_back: recovered.went_back,
+            astray: recovered.astray,
             settings,
             file,
             reading: None,
@@ -311,6 +314,9 @@ impl<'a> Runtime<'a> {
         let mut actions = Vec::new();
         if self.went_back {
             self.agent.undone();
+        }
+        if self.astray {
+            self.agent.astray(now);
         }
         self.agent.boot(now, &mut actions);
         self.carry_out(actions);

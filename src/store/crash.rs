@@ -57,7 +57,7 @@ fn store(disk: &Simulated, history: usize) -> Store {
         disk: Arc::new(disk.clone()),
         packages_root: PathBuf::from("/state/packages"),
         packages: Arc::new(disk.below("packages")),
-        fresh: Arc::default(),
+        trees: Arc::default(),
         local: None,
         rules: rules(history),
         redact: Vec::new(),

@@ -102,11 +102,21 @@ pub(super) trait Sink: Write + Send {
 struct Writing {
     file: File,
     access: Access,
+    written: u64,
 }
+
+/// Bytes written between two looks at the free space.
+const LOOK_EVERY: u64 = 4 << 20;
 
 impl Write for Writing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        let count = self.file.write(bytes)?;
+        let before = self.written;
+        self.written = before.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+        if self.written / LOOK_EVERY != before / LOOK_EVERY {
+            super::incoming::leave_room(&self.file)?;
+        }
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -232,7 +242,9 @@ impl Disk for Real {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600))?;
-        Ok(Box::new(Writing { file: File::from(file), access }))
+        let file = File::from(file);
+        super::incoming::leave_room(&file)?;
+        Ok(Box::new(Writing { file, access, written: 0 }))
     }
 
     fn adopt(&self, file: &File, from: &Path, to: &Path, access: Access) -> io::Result<()> {

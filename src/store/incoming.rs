@@ -258,9 +258,7 @@ impl Incoming {
 
     /// Bytes that we may still write there; [`None`] where the file system does not say.
     fn free(&self) -> Option<u64> {
-        let stat = fstatvfs(&self.file).ok()?;
-        let known = stat.f_blocks > 0;
-        known.then(|| stat.f_bavail.saturating_mul(stat.f_frsize.max(1)))
+        free(&self.file)
     }
 
     /// A full disk, with the numbers.
@@ -357,6 +355,24 @@ fn check(file: &File) -> io::Result<u64> {
         return Ok(found.len());
     }
     Err(io::Error::other("it is not the file that was made there"))
+}
+
+/// Free bytes where a file lies; [`None`]: it has no end.
+fn free(file: &File) -> Option<u64> {
+    let stat = fstatvfs(file).ok()?;
+    let known = stat.f_blocks > 0;
+    known.then(|| stat.f_bavail.saturating_mul(stat.f_frsize.max(1)))
+}
+
+/// Whether [`FLOOR`] is free where a file lies.
+///
+/// # Errors
+/// [`io::ErrorKind::StorageFull`], with the numbers.
+pub(super) fn leave_room(file: &File) -> io::Result<()> {
+    match free(file) {
+        Some(free) if free < FLOOR => Err(full(0, free)),
+        _ => Ok(()),
+    }
 }
 
 fn full(more: u64, free: u64) -> io::Error {

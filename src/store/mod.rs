@@ -79,8 +79,8 @@ pub struct Store {
     disk: Arc<dyn Disk>,
     packages_root: PathBuf,
     packages: Arc<dyn Disk>,
-    /// Trees that were obtained and are in no set yet.
-    fresh: Arc<Mutex<Vec<u64>>>,
+    /// Trees that are in no set yet.
+    trees: Arc<Mutex<sets::Trees>>,
     local: Option<PathBuf>,
     rules: RemoteConfig,
     redact: Vec<String>,
@@ -117,6 +117,8 @@ pub struct Recovered {
     pub went_back: bool,
     /// What is committed has.
     pub running: Running,
+    /// What is committed could not be made to run, or not be looked at: to be tried again.
+    pub astray: bool,
 }
 
 impl Store {
@@ -127,7 +129,7 @@ impl Store {
             disk: Arc::new(Real::new(settings.state_dir.clone())),
             packages: Arc::new(Real::new(settings.packages_dir.clone())),
             packages_root: settings.packages_dir.clone(),
-            fresh: Arc::default(),
+            trees: Arc::default(),
             root: settings.state_dir.clone(),
             local: settings.local_config_path.clone(),
             rules: settings.remote_config.clone(),
@@ -144,7 +146,7 @@ impl Store {
             disk: Arc::clone(&self.disk),
             packages: Arc::clone(&self.packages),
             packages_root: self.packages_root.clone(),
-            fresh: Arc::clone(&self.fresh),
+            trees: Arc::clone(&self.trees),
             local: self.local.clone(),
             rules: settings.remote_config.clone(),
             redact: settings.redact.clone(),
@@ -254,7 +256,7 @@ impl Store {
             }
         };
         let wanted = memory.committed.map(|generation| generation.number);
-        let set = wanted.and_then(|number| self.set_of(number).ok());
+        let set = wanted.map_or(Some(0), |number| self.set_of(number).ok());
         let went_back =
             self.running() != wanted || set.is_some_and(|set| self.running_set() != set);
         let running = if went_back {
@@ -262,6 +264,7 @@ impl Store {
         } else {
             wanted.map_or_else(|| Ok(Running::default()), |number| self.look_at(number))
         };
+        let astray = running.is_err();
         let running = running.unwrap_or_else(|error| {
             problems.push(error);
             Running { has_config: wanted.is_some(), ..Running::default() }
@@ -269,7 +272,7 @@ impl Store {
         if memory.trial.is_none() {
             self.clear_way_back();
         }
-        Recovered { memory, problems, went_back, running }
+        Recovered { memory, problems, went_back, running, astray }
     }
 
     /// Whether nothing is left of a generation.
@@ -288,7 +291,8 @@ impl Store {
         let mut members = self.set(description.set)?;
         // What somebody deleted is not installed any more.
         members.retain(|member| self.has_member(description.set, member));
-        Ok(Running { members, has_config: !description.main.is_empty() })
+        let has_config = !description.main.is_empty();
+        Ok(Running { members, has_config, local: self.local_names() })
     }
 
     /// Before a trial: the way back, then the record that says a trial has begun. Both are durable when this is
@@ -348,8 +352,8 @@ impl Store {
     /// `write` it only says what it would be: [`Staged::Deferred`] for contents that are not known.
     #[must_use]
     pub fn stage(&self, candidate: &Candidate, known: &[Digest], write: bool) -> Staged {
-        // What runs is what is committed: nothing is staged during a trial.
-        let base = match self.running().map(|number| self.describe(number)).transpose() {
+        let number = candidate.base.map(|generation| generation.number);
+        let base = match number.map(|number| self.describe(number)).transpose() {
             Ok(base) => base,
             Err(error) => return Staged::Failed(error),
         };
@@ -384,6 +388,7 @@ impl Store {
         let set = if unchanged { Ok(set) } else { self.write_set(&members) };
         let set = match set {
             Ok(set) => set,
+            Err(error) if error.contains("not there any more") => return Staged::Lacking(error),
             Err(error) => return Staged::Failed(error),
         };
         match self.write(&config, remote, set, digest) {
@@ -402,7 +407,7 @@ impl Store {
         let offer = match &candidate.config {
             Source::Offer(offer) => Some(offer),
             Source::Keep if base.is_some() => {
-                return match self.kept(base) {
+                return match self.kept(base, candidate.base) {
                     Ok(set) => Ok(Some((set, base.is_some_and(|base| base.remote)))),
                     Err(error) => Err(Staged::Failed(error)),
                 };
@@ -420,9 +425,13 @@ impl Store {
         }
     }
 
-    /// The configuration of the running generation, as it lies there.
-    fn kept(&self, base: Option<&Description>) -> Result<ConfigSet, String> {
-        let (Some(base), Some(number)) = (base, self.running()) else {
+    /// The configuration of a generation, as it lies there.
+    fn kept(
+        &self,
+        base: Option<&Description>,
+        generation: Option<Generation>,
+    ) -> Result<ConfigSet, String> {
+        let (Some(base), Some(Generation { number, .. })) = (base, generation) else {
             return Ok(ConfigSet::default());
         };
         let mut files = Vec::new();

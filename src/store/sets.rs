@@ -18,6 +18,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
@@ -93,6 +94,17 @@ impl VerifiedPackage {
     }
 }
 
+/// Which trees nobody may take away, though no set has them. One lock over looking and acting.
+#[derive(Debug, Default)]
+pub(super) struct Trees {
+    /// Obtained for the offer under way.
+    fresh: Vec<u64>,
+    /// Being filled, for whichever offer.
+    in_work: Vec<u64>,
+    /// The highest number that was given out: none is given twice, whoever still writes.
+    highest: u64,
+}
+
 /// A package that is being unpacked.
 pub struct Tree<'a> {
     store: &'a Store,
@@ -110,6 +122,12 @@ impl Write for TreeFile {
 
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
+    }
+}
+
+impl Drop for Tree<'_> {
+    fn drop(&mut self) {
+        self.store.trees().in_work.retain(|number| *number != self.number);
     }
 }
 
@@ -167,9 +185,6 @@ impl Tree<'_> {
 
     /// It cannot be completed: what there is of it goes.
     pub fn abandon(self) {
-        let mut fresh = self.store.fresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        fresh.retain(|number| *number != self.number);
-        drop(fresh);
         self.store.remove_tree(&tree(self.number), 0);
     }
 
@@ -190,7 +205,9 @@ impl Tree<'_> {
             addon: member.kind == Kind::Addon,
         };
         disk.create(&tree_record(self.number), &record::seal(&record.to_payload()), RECORD)?;
-        disk.sync(Path::new(TREES))
+        disk.sync(Path::new(TREES))?;
+        self.store.trees().fresh.push(self.number);
+        Ok(())
     }
 }
 
@@ -207,22 +224,30 @@ impl Store {
     /// What the kernel says.
     pub fn new_tree(&self) -> io::Result<Tree<'_>> {
         self.lay_out_packages()?;
-        let number = self.next_in(TREES)?;
+        let mut trees = self.trees();
+        let number = self.next_in(TREES)?.max(trees.highest.saturating_add(1));
+        trees.highest = number;
         // From now on nobody takes it for a leftover.
-        self.fresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(number);
+        trees.in_work.push(number);
+        drop(trees);
+        let tree_of = Tree { store: self, number, directories: Vec::new() };
         self.packages.make_directory(&tree(number), DIRECTORY)?;
-        Ok(Tree { store: self, number, directories: Vec::new() })
+        Ok(tree_of)
+    }
+
+    fn trees(&self) -> MutexGuard<'_, Trees> {
+        self.trees.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the tree of this package is here already.
     #[must_use]
     pub fn has_tree(&self, member: &Member) -> bool {
+        let mut trees = self.trees();
         let found = self.find_tree(member);
-        if let Some(number) = found {
-            let mut fresh = self.fresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if !fresh.contains(&number) {
-                fresh.push(number);
-            }
+        if let Some(number) = found
+            && !trees.fresh.contains(&number)
+        {
+            trees.fresh.push(number);
         }
         found.is_some()
     }
@@ -243,7 +268,7 @@ impl Store {
 
     /// A new offer begins: what was obtained for an older one may go.
     pub fn forget_obtained(&self) {
-        self.fresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.trees().fresh.clear();
     }
 
     fn lay_out_packages(&self) -> io::Result<()> {
@@ -252,6 +277,11 @@ impl Store {
             self.packages.make_directory(Path::new(name), DIRECTORY)?;
         }
         Ok(())
+    }
+
+    /// Names of packages that the device's maker has put here.
+    pub(super) fn local_names(&self) -> Vec<String> {
+        self.local_members().into_iter().map(|member| member.name).collect()
     }
 
     /// Members that the device's maker has put here.
@@ -315,9 +345,9 @@ impl Store {
             let target = if member.local {
                 Path::new("../..").join(LOCAL).join(&member.name)
             } else {
-                let tree = self.find_tree(member).ok_or_else(|| {
-                    format!("package {} is not there any more: it is fetched again", member.name)
-                })?;
+                let tree = self
+                    .find_tree(member)
+                    .ok_or_else(|| format!("package {} is not there any more", member.name))?;
                 used.push(tree);
                 Path::new("../../trees").join(tree.to_string())
             };
@@ -329,9 +359,7 @@ impl Store {
             .map_err(at)?;
         disk.sync(Path::new(SETS)).map_err(at)?;
         // From here on the set keeps them.
-        let mut fresh = self.fresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        fresh.retain(|number| !used.contains(number));
-        drop(fresh);
+        self.trees().fresh.retain(|number| !used.contains(number));
         Ok(number)
     }
 
@@ -412,8 +440,9 @@ impl Store {
     /// Removes sets but these, and trees of which nothing is made; never one that was obtained for the offer under
     /// way. What cannot be removed now is tried again after the next change.
     pub(super) fn prune_sets(&self, keep: &[u64]) {
-        let mut needed =
-            self.fresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        // Nothing is begun or found between the look and the end of this.
+        let trees = self.trees();
+        let mut needed: Vec<u64> = trees.fresh.iter().chain(&trees.in_work).copied().collect();
         let running = self.running_set();
         for number in self.numbers_in(SETS) {
             let directory = set(number);
@@ -434,6 +463,7 @@ impl Store {
             let _ = self.discard_package(&tree_record(number));
             self.remove_tree(&tree(number), 0);
         }
+        drop(trees);
     }
 
     fn remove_tree(&self, directory: &Path, depth: usize) {

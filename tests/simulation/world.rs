@@ -1520,5 +1520,5 @@ fn failed(link: u64, text: &str, kind: LinkErrorKind) -> Event {
 
 /// What a generation has.
 fn has(generation: Option<Generation>) -> Running {
-    Running { members: Vec::new(), has_config: generation.is_some() }
+    Running { has_config: generation.is_some(), ..Running::default() }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chiton_proto::{DownloadableFile, PackageAvailable, PackageType};
 
 use super::set::{Kind, MAX_VERSION, Member, placed_name};
-use crate::agent::rollout::{Digest, Floors};
+use crate::agent::rollout::{Digest, Floors, MAX_FLOORS};
 use crate::settings::{Packages, SignatureForm};
 use crate::signature::{self, Form, Keyring, Manifest};
 
@@ -12,7 +12,7 @@ use crate::signature::{self, Form, Keyring, Manifest};
 const OWN_NAME: &str = "chiton";
 
 /// What is asked of a package before a byte of it is fetched.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     keyring: Keyring,
     settings: Packages,
@@ -20,7 +20,7 @@ pub struct Policy {
 }
 
 /// What a manifest's `target` is compared with.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
     /// `linux/amd64` and the like: any of these is this machine.
     pub platforms: Vec<String>,
@@ -207,6 +207,10 @@ impl Policy {
                  opamp.packages.min_counter: {{ {}: N }}",
                 member.name
             ));
+        }
+        let floors = &known.floors.known;
+        if kept.is_none() && member.counter > 0 && floors.len() >= MAX_FLOORS {
+            return Err(format!("the counters of {MAX_FLOORS} packages are kept, and no more"));
         }
         let floor = set.max(kept).unwrap_or(0);
         if member.counter < floor {

@@ -89,6 +89,8 @@ pub struct Running {
     pub members: Vec<Member>,
     /// It has a main configuration file.
     pub has_config: bool,
+    /// Names of packages that the device's maker has put here.
+    pub local: Vec<String>,
 }
 
 /// SHA-256 over what members are made of; not over what they are called by the server.
