@@ -195,3 +195,53 @@ fn runs(report: &AgentToServer, version: &str) -> bool {
     let told = report.package_statuses.as_ref().and_then(|told| told.packages.get("prog"));
     told.is_some_and(|it| it.status() == Installed && it.agent_has_version == version)
 }
+
+/// A set without the program is refused, whoever signed it: what runs goes on, nothing is fetched.
+#[test]
+fn a_set_without_the_workloads_program_is_refused() {
+    let (home, server, files) = (Home::new(), Server::new(), Files::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&home, GATE, ""));
+    let uid = &first.instance_uid;
+    let one = offered(&files, "prog", "1.0", 1, &home.program("1.0", ""));
+    let rules = offered(&files, "rules", "1.0", 1, b"drop everything");
+    peer.send(&packages(uid, "all-1", vec![one]));
+    assert_eq!(peer.package("all-1", "prog").status(), Installed);
+    let asked = files.asked().len();
+    peer.send(&packages(uid, "all-2", vec![rules.clone()]));
+    let told = peer.packages("all-2");
+    assert!(told.error_message.contains("no package prog"), "{told:?}");
+    assert_eq!(told.packages.get("prog").unwrap().status(), Installed);
+    assert_eq!(files.asked().len(), asked);
+    agent.unharmed();
+    let one = offered(&files, "prog", "1.0", 1, &home.program("1.0", ""));
+    peer.send(&packages(uid, "all-3", vec![one, rules]));
+    assert_eq!(peer.package("all-3", "rules").status(), Installed);
+    agent.stop_with(peer);
+}
+
+/// The newest offer wins, also when it is the one before the one on trial: that is not committed behind its back.
+#[test]
+fn what_is_installed_offered_again_ends_the_trial_of_the_next() {
+    let (home, server, files) = (Home::new(), Server::new(), Files::new());
+    let (agent, mut peer, first) = connected(&home, &server, &settings(&home, LONG_GATE, ""));
+    let uid = &first.instance_uid;
+    let one = offered(&files, "prog", "1.0", 1, &home.program("1.0", ""));
+    let two = offered(&files, "prog", "2.0", 2, &home.program("2.0", ""));
+    peer.send(&packages(uid, "all-1", vec![one.clone()]));
+    assert_eq!(peer.package("all-1", "prog").status(), Installed);
+    for again in ["all-1", "all-1-by-another-name"] {
+        let before = home.pids().len();
+        peer.send(&packages(uid, "all-2", vec![two.clone()]));
+        let trial = home.workload(before + 1);
+        eventually("it runs", || (home.version(trial) == "2.0").then_some(()));
+        peer.send(&packages(uid, again, vec![one.clone()]));
+        let status = peer.package(again, "prog");
+        assert_eq!((status.status(), status.agent_has_version.as_str()), (Installed, "1.0"));
+        let back = home.workload(before + 2);
+        eventually("the old one runs", || (home.version(back) == "1.0").then_some(()));
+    }
+    peer.send(&packages(uid, "all-2", vec![two]));
+    let status = peer.package("all-2", "prog");
+    assert_eq!((status.status(), status.agent_has_version.as_str()), (Installed, "2.0"));
+    agent.stop_with(peer);
+}
