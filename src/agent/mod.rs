@@ -629,11 +629,7 @@ impl Agent {
             seed,
             state: Managed {
                 rollout: Rollout::new(config.rollout, memory, now),
-                packages: Packages::new(
-                    config.packages.clone(),
-                    running,
-                    config.needs_packages.clone(),
-                ),
+                packages: Packages::new(config.packages.clone(), running),
                 workload: config.workload.clone(),
                 degrading: config.degrading.clone(),
                 degraded: None,
@@ -976,9 +972,9 @@ impl Agent {
             return self.on_packages(Taken::Ignored, config, now, actions);
         };
         let mut orders = Vec::new();
-        let Managed { rollout, packages: own, .. } = &mut self.state;
+        let Managed { rollout, packages: own, config: rules, .. } = &mut self.state;
         let taken = match &refusal {
-            None => own.offered(&packages, rollout, now, &mut orders),
+            None => own.offered(&packages, &rules.needs_packages, rollout, now, &mut orders),
             Some(reason) => own.refused(&packages, reason, rollout, now),
         };
         let again = matches!(taken, Taken::Working) && orders.is_empty();

@@ -5,6 +5,8 @@
 
 pub mod policy;
 pub mod set;
+#[cfg(test)]
+mod tests;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -90,8 +92,6 @@ pub struct Packages {
     transients: u32,
     /// When fetching began, within the last hour.
     begun: Vec<Mono>,
-    /// Packages that the workload's command names.
-    needed: Vec<String>,
     /// Packages of the device's maker.
     local: Vec<String>,
 }
@@ -118,7 +118,7 @@ struct Progress {
 impl Packages {
     /// `running` is what the disk has.
     #[must_use]
-    pub fn new(policy: Policy, running: Running, needed: Vec<String>) -> Self {
+    pub fn new(policy: Policy, running: Running) -> Self {
         Self {
             policy,
             running: running.members,
@@ -130,7 +130,6 @@ impl Packages {
             transient_at: None,
             transients: 0,
             begun: Vec::new(),
-            needed,
             local: running.local,
         }
     }
@@ -184,10 +183,11 @@ impl Packages {
         }
     }
 
-    /// An offer. `orders` are the files to obtain.
+    /// An offer; the workload cannot run without the `needed` packages. `orders` are the files to obtain.
     pub fn offered(
         &mut self,
         offer: &PackagesAvailable,
+        needed: &[String],
         rollout: &Rollout,
         now: Now,
         orders: &mut Vec<Wanted>,
@@ -228,7 +228,7 @@ impl Packages {
             }
             return outcome(String::new(), Vec::new());
         }
-        let lacking = self.needed.iter().find(|name| {
+        let lacking = needed.iter().find(|name| {
             let has = |members: &[Member]| members.iter().any(|member| member.name == **name);
             has(&self.running) && !has(&plan.members) && !self.local.contains(name)
         });

@@ -388,8 +388,7 @@ impl Store {
         let set = if unchanged { Ok(set) } else { self.write_set(&members) };
         let set = match set {
             Ok(set) => set,
-            Err(error) if error.contains("not there any more") => return Staged::Lacking(error),
-            Err(error) => return Staged::Failed(error),
+            Err(staged) => return staged,
         };
         match self.write(&config, remote, set, digest) {
             Ok(generation) => Staged::New(generation),

@@ -28,7 +28,7 @@ use super::record::{self, MAX_RECORD, MemberRecord, Record as _, SetRecord, Tree
 use super::{RECORD, Store, temporary};
 use crate::agent::packages::policy::Warrant;
 use crate::agent::packages::set::{Kind, Member, Plan};
-use crate::agent::rollout::Digest;
+use crate::agent::rollout::{Digest, Staged};
 
 const SETS: &str = "sets";
 const TREES: &str = "trees";
@@ -330,11 +330,13 @@ impl Store {
     }
 
     /// Writes a set beside the running one; nothing points at it yet. No members: no set.
-    pub(super) fn write_set(&self, members: &[Member]) -> Result<u64, String> {
+    pub(super) fn write_set(&self, members: &[Member]) -> Result<u64, Staged> {
         if members.is_empty() {
             return Ok(0);
         }
-        let at = |error: io::Error| format!("{}: {error}", self.packages_root.join(SETS).display());
+        let at = |error: io::Error| {
+            Staged::Failed(format!("{}: {error}", self.packages_root.join(SETS).display()))
+        };
         self.lay_out_packages().map_err(at)?;
         let number = self.next_in(SETS).map_err(at)?;
         let directory = set(number);
@@ -345,9 +347,8 @@ impl Store {
             let target = if member.local {
                 Path::new("../..").join(LOCAL).join(&member.name)
             } else {
-                let tree = self
-                    .find_tree(member)
-                    .ok_or_else(|| format!("package {} is not there any more", member.name))?;
+                let gone = || format!("package {} is not there any more", member.name);
+                let tree = self.find_tree(member).ok_or_else(|| Staged::Lacking(gone()))?;
                 used.push(tree);
                 Path::new("../../trees").join(tree.to_string())
             };

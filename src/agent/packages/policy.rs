@@ -195,7 +195,7 @@ impl Policy {
     }
 
     /// Whether its counter has not fallen. What is installed may always be fetched again.
-    fn floor(&self, member: &Member, known: &Known<'_>) -> Result<(), String> {
+    pub(super) fn floor(&self, member: &Member, known: &Known<'_>) -> Result<(), String> {
         if known.installed.iter().any(|installed| installed.is_like(member)) {
             return Ok(());
         }

@@ -6,10 +6,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::agent::rollout::Digest;
 
-/// Bytes of a package's name.
-pub const MAX_NAME: usize = 128;
-/// Bytes of a version.
-pub const MAX_VERSION: usize = 256;
+pub use crate::signature::{MAX_NAME, MAX_VERSION};
+
 /// The only top-level package may have no name (opamp-spec L2677): this is its name on the disk.
 pub const UNNAMED: &str = "_top";
 

@@ -212,3 +212,64 @@ fn packages_that_are_not_flushed_are_caught() {
     let change = CHANGES.first().unwrap();
     assert!(crash_everywhere(change, true).is_err(), "nothing was noticed");
 }
+
+/// An unpacker outlives the offer that it works for: nobody takes its tree away, and nobody gets its number.
+#[test]
+fn a_tree_in_work_is_nobodys_to_take() {
+    let device = Device::start(Simulated::empty(), 1);
+    let store = &device.store;
+    let mut tree = store.new_tree().unwrap();
+    store.forget_obtained();
+    store.prune_sets(&[]);
+    tree.directory(Path::new("bin")).unwrap();
+    let file = tree.file(Path::new("bin/collector"), true).unwrap();
+    tree.finish(file).unwrap();
+    tree.seal(&VerifiedPackage::of(&member("collector", 1))).unwrap();
+    assert!(store.has_tree(&member("collector", 1)));
+    // Sealed for an offer that is forgotten: a leftover now, but its number is used.
+    store.forget_obtained();
+    store.prune_sets(&[]);
+    assert!(!store.has_tree(&member("collector", 1)));
+    drop(store.new_tree().unwrap());
+    let trees = Path::new("trees");
+    assert_eq!(store.packages.names(trees).unwrap(), ["2"]);
+}
+
+/// Nothing was committed yet, and the power went between the two steps back: the set that failed does not stay.
+#[test]
+fn with_nothing_committed_no_set_runs_after_recovery() {
+    let mut device = Device::start(Simulated::empty(), 1);
+    release(&mut device, 1, GOOD[0]);
+    let image = device.disk.image();
+    let disk = Simulated::with(image, Manners::default());
+    for path in [CONFIG, MEMORY] {
+        disk.remove(Path::new(path)).unwrap();
+    }
+    let store = store(&disk, 1);
+    assert_ne!(store.running_set(), 0);
+    let found = store.recover();
+    assert!(found.went_back, "{found:?}");
+    assert_eq!(store.running_set(), 0);
+}
+
+/// What a candidate keeps is what is committed, also while a configuration of the device's own runs.
+#[test]
+fn a_candidate_keeps_what_is_committed_and_not_what_stands_in_for_it() {
+    let mut device = Device::start(Simulated::empty(), 5);
+    release(&mut device, 1, GOOD[0]);
+    let committed = device.rollout.memory().committed;
+    let own = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(own.path(), "v: own\n").unwrap();
+    device.store.substitute(own.path()).unwrap();
+    assert_ne!(device.store.running(), committed.map(|generation| generation.number));
+    for member in plan(2).members {
+        obtain(&device.store, &member).unwrap();
+    }
+    let candidate = Candidate { config: Source::Keep, packages: Some(plan(2)), base: committed };
+    let Staged::New(generation) = device.store.stage(&candidate, &[], true) else {
+        panic!("it is new")
+    };
+    device.store.activate(Some(generation)).unwrap();
+    assert_eq!(found(&device.store), Ok(Some((2, GOOD[0].to_owned()))));
+    assert!(generation.remote);
+}
