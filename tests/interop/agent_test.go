@@ -249,15 +249,20 @@ func (a *agent) stop() {
 	}
 }
 
-// kill is a crash of chiton: no goodbye, no order.
+// kill is a crash of chiton: no goodbye, no order. What it started dies with it, and is gone when this
+// returns: a Collector that still serves while it dies would be taken for the next one.
 func (a *agent) kill() {
 	a.t.Helper()
+	started := a.descendants()
 	if err := a.process.Kill(); err != nil {
 		a.t.Fatal(err)
 	}
 	<-a.exited
 	if status, ok := a.state.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
 		a.t.Fatalf("chiton ended with %v before it was killed", a.state)
+	}
+	for _, p := range started {
+		eventually(a.t, "the death of "+p.String(), func() error { return p.gone() })
 	}
 	a.server.lost()
 }
@@ -295,6 +300,24 @@ type running struct {
 }
 
 func (r running) String() string { return fmt.Sprintf("%d %s", r.pid, strings.Join(r.args, " ")) }
+
+// gone says whether all threads have ended: the first may be a zombie while others still serve.
+func (r running) gone() error {
+	directory := filepath.Join("/proc", strconv.Itoa(r.pid))
+	stat, err := os.ReadFile(filepath.Join(directory, "stat"))
+	if err != nil {
+		return nil
+	}
+	threads, err := os.ReadDir(filepath.Join(directory, "task"))
+	if err != nil {
+		return nil
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) > 0 && fields[0] == "Z" && len(threads) <= 1 {
+		return nil
+	}
+	return fmt.Errorf("%d threads, state %v", len(threads), fields[:min(1, len(fields))])
+}
 
 // descendants finds what chiton started: children, and whatever names this device's own directory,
 // which also finds an orphan.

@@ -244,6 +244,7 @@ func TestGateIsInterrupted(t *testing.T) {
 		g.agent.kill()
 		from = g.server.mark()
 		g.agent.start()
+		g.awaitStarts(5)
 		g.server.awaitHealth(from, true)
 		g.serves(portB, "span after the second crash")
 		g.startedOnly("old", "new", "old", "new", "new")
