@@ -9,6 +9,7 @@ pub mod bounds;
 mod called;
 pub mod capabilities;
 pub mod configset;
+pub mod connection;
 pub mod degrade;
 mod govern;
 pub mod health;

@@ -1,0 +1,4 @@
+//! The connection that offers make: what is in force, what is on trial, what has failed.
+
+pub mod memory;
+pub mod overlay;
