@@ -34,7 +34,7 @@ pub use salvage::salvage;
 pub use sources::{MAX_CONF_D, Sources};
 pub(crate) use units::duration;
 pub use units::{Bytes, Long};
-pub use validate::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, check_header};
+pub use validate::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_HEADERS, check_header, proxy_url};
 
 /// Settings that can be run.
 #[derive(Clone, Debug)]

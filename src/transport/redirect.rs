@@ -5,7 +5,7 @@
 use core::fmt;
 
 use super::http1::Head;
-use crate::agent::configset::matches;
+pub use crate::agent::connection::offer::is_named;
 use crate::secret::Secret;
 use crate::settings::endpoint::MAX_URL;
 use crate::settings::{Endpoint, Scheme, Server};
@@ -100,17 +100,6 @@ impl fmt::Display for Target {
             }
         }
     }
-}
-
-/// Whether a list of host patterns names this host, alone or with its port.
-#[must_use]
-pub fn is_named(patterns: &[String], endpoint: &Endpoint) -> bool {
-    let Endpoint { host, port, .. } = endpoint;
-    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let with_port = format!("{bracketed}:{port}");
-    patterns.iter().map(|pattern| pattern.to_ascii_lowercase()).any(|pattern| {
-        [host, &bracketed, &with_port].into_iter().any(|name| matches(&pattern, name))
-    })
 }
 
 /// Whether what may be shown to the one may be shown to the other: the same host and port, or the same host from

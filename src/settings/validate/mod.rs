@@ -17,7 +17,7 @@ use super::environment::Environment;
 use super::model::{Apply, Credentials, Level, Log, LogFormat, LogTo, Settings};
 use super::problem::Key;
 use super::walker::{Draft, Section, Walker};
-pub use server::header as check_header;
+pub use server::{MAX_HEADERS, header as check_header, proxy_url};
 
 /// Where state lies by default.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/chiton";

@@ -15,7 +15,7 @@ use super::common::{BEAT, DAY, HOUR, MINUTE, SECOND, SHORTEST, backoff};
 use crate::secret::Secret;
 
 /// Bytes of all header values together; servers take about so much.
-const MAX_HEADERS: usize = 16 << 10;
+pub const MAX_HEADERS: usize = 16 << 10;
 /// Largest message, bytes: from what a status report needs to what a device can hold three times.
 const MESSAGE_SIZE: core::ops::RangeInclusive<u64> = (1 << 10)..=(64 << 20);
 /// Headers that the transport writes itself.
@@ -140,6 +140,7 @@ fn tls(section: &mut Section<'_, '_, '_>) -> Tls {
         include_system_ca_certs_pool: section.truth("include_system_ca_certs_pool", false),
         min_version,
         max_version,
+        cipher_suites: Vec::new(),
         pinned_spki_sha256: section.list("pinned_spki_sha256", "a list of digests in base64", pin),
         insecure_skip_verify: section.truth("insecure_skip_verify", false),
         enroll: enroll(section),
@@ -303,7 +304,10 @@ fn proxy_of(
 }
 
 /// Checks the URL of a proxy, which may hold a password: it is not shown.
-fn proxy_url(url: &str) -> Result<String, String> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn proxy_url(url: &str) -> Result<String, String> {
     const ALLOWED: &str = "allowed is a URL such as http://proxy:3128, with http or https";
     if url.len() > MAX_URL {
         return Err(format!("longer than {MAX_URL} bytes"));
