@@ -1,9 +1,10 @@
 //! The status document: what the agent knows of itself, as JSON.
 
-use chiton_proto::{ComponentHealth, PackageStatusEnum, PackageStatuses, RemoteConfigStatuses};
+use chiton_proto::{ComponentHealth, ConnectionSettingsStatuses, PackageStatusEnum, PackageStatuses, RemoteConfigStatuses};
 
 use crate::agent::Snapshot;
 use crate::agent::capabilities;
+use crate::agent::connection::Way;
 use crate::agent::rollout::Generation;
 use crate::agent::session::LinkState;
 use crate::clock::Now;
@@ -12,8 +13,6 @@ use crate::json::Json;
 /// What the runtime adds to the core's view.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
-    /// Where the connection goes.
-    pub endpoint: String,
     /// Resident memory, bytes.
     pub resident: Option<u64>,
     /// What is wrong with the settings file, the connection's credentials or the state directory.
@@ -34,7 +33,10 @@ pub fn document(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
         ("connection", connection(snapshot, around, now)),
         ("config", config(snapshot)),
         ("packages", packages(&snapshot.packages)),
-        ("certificate_expiry", Json::Null),
+        (
+            "certificate_expiry",
+            Json::or_null(snapshot.certificate.as_ref().map(|it| Json::text(expiry(it.not_after)))),
+        ),
         ("workload", workload(snapshot)),
         ("health", health(&snapshot.health)),
         (
@@ -56,10 +58,35 @@ fn connection(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
     let names = capabilities::names(snapshot.capabilities).map(Json::text);
     Json::object([
         ("state", Json::text(state)),
-        ("endpoint", Json::text(&around.endpoint)),
+        ("endpoint", Json::text(&snapshot.endpoint)),
+        ("settings", connection_settings(snapshot)),
         ("connected_seconds", Json::or_null(since.map(Json::Number))),
         ("last_error", Json::or_null(snapshot.link_error.as_ref().map(Json::text))),
         ("capabilities", Json::List(names.collect())),
+    ])
+}
+
+/// What became of offered connection settings.
+fn connection_settings(snapshot: &Snapshot) -> Json {
+    let offered = &snapshot.connection_settings;
+    let status = match offered.status() {
+        ConnectionSettingsStatuses::Unset => "UNSET",
+        ConnectionSettingsStatuses::Applied => "APPLIED",
+        ConnectionSettingsStatuses::Applying => "APPLYING",
+        ConnectionSettingsStatuses::Failed => "FAILED",
+    };
+    let way = match snapshot.way {
+        Way::Own => "settings",
+        Way::Committed => "offered",
+        Way::Candidate => "candidate",
+    };
+    let error = Some(&offered.error_message).filter(|error| !error.is_empty());
+    Json::object([
+        ("source", Json::text(way)),
+        ("hash", Json::text(hex(&offered.last_connection_settings_hash))),
+        ("status", Json::text(status)),
+        ("error", Json::or_null(error.map(Json::text))),
+        ("phase", Json::text(snapshot.connection_phase)),
     ])
 }
 

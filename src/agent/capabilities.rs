@@ -25,6 +25,11 @@ pub fn usable(settings: &Settings, configs: bool, packages: bool) -> u64 {
         (wanted.reports_health, Bit::ReportsHealth),
         (wanted.reports_heartbeat, Bit::ReportsHeartbeat),
         (wanted.accepts_restart_command && restarts, Bit::AcceptsRestartCommand),
+        (wanted.accepts_opamp_connection_settings, Bit::AcceptsOpAmpConnectionSettings),
+        (
+            wanted.accepts_opamp_connection_settings && wanted.reports_connection_settings_status,
+            Bit::ReportsConnectionSettingsStatus,
+        ),
     ]
     .into_iter()
     .filter(|(usable, _)| *usable)

@@ -6,7 +6,6 @@ use super::report::Facets;
 use super::session::Tone;
 use super::{Action, Agent, Config};
 use crate::clock::Now;
-use crate::settings::Connection;
 
 /// Between restarts that the server asks for: a flood of commands is no way to keep a workload down.
 pub const RESTART_INTERVAL: Duration = Duration::from_secs(10);
@@ -16,8 +15,6 @@ pub const RESTART_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Reread {
     /// What the core takes from them.
     pub config: Config,
-    /// What they mean for the connection.
-    pub connection: Connection,
     /// The effective config is reported otherwise.
     pub redaction: bool,
     /// There are other checks, or they run at another interval.
@@ -52,7 +49,7 @@ impl Agent {
 
     /// Other settings are in force.
     pub(super) fn govern(&mut self, read: Reread, now: Now, actions: &mut Vec<Action>) {
-        let Reread { config, connection, redaction, checks } = read;
+        let Reread { config, redaction, checks } = read;
         self.state.bad_settings = None;
         let before = core::mem::replace(&mut self.state.config, config);
         self.state.rollout.govern(self.state.config.rollout);
@@ -75,7 +72,6 @@ impl Agent {
             self.state.health.measured(Vec::new());
             self.measuring.begin(self.metrics_interval(), now);
         }
-        let rules = self.state.config.session.clone();
-        self.on_session(actions, |session, out| session.govern(rules, connection, now, out));
+        self.govern_connection(now, actions);
     }
 }

@@ -9,6 +9,7 @@ pub mod bounds;
 mod called;
 pub mod capabilities;
 pub mod configset;
+mod connecting;
 pub mod connection;
 pub mod degrade;
 mod govern;
@@ -32,10 +33,13 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use chiton_proto::{
     AgentCapabilities, AgentDescription, AgentRemoteConfig, AnyValue, CommandType, ComponentHealth,
-    KeyValue, Message, PackageStatuses, RemoteConfigStatus, ServerToAgent, any_value,
+    ConnectionSettingsStatus, KeyValue, Message, PackageStatuses, RemoteConfigStatus, ServerToAgent,
+    any_value,
 };
 
 use self::bounds::Bounds;
+use self::connection::enrol::{Enrolment, Facts};
+use self::connection::{Connections, Found, Way};
 use self::degrade::Degrading;
 pub use self::govern::{RESTART_INTERVAL, Reread};
 use self::health::{CheckResult, Health, Rounds};
@@ -46,11 +50,11 @@ use self::packages::{Packages, Taken, Unobtained, Wanted};
 use self::report::Facets;
 use self::rollout::{Candidate, Digest, Generation, Memory, Offer, Packaged, Rollout, Staged};
 use self::sealed::Seals;
-use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, Verdict, Wire};
+use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, Verdict};
 use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{self, Mono, Now, Wall};
-use crate::settings::{Apply, DegradeAction, Owner, Scheme, Settings};
+use crate::settings::{Apply, DegradeAction, KeyKind, Owner, Settings};
 use crate::signature::Keyring;
 
 /// Something that happened.
@@ -98,6 +102,14 @@ pub enum Event {
     },
     /// Answers [`Action::Stage`].
     Staged(Staged),
+    /// Answers [`Action::StageConnection`].
+    ConnectionStaged(connection::overlay::Staged),
+    /// Answers [`Action::RememberConnection`].
+    ConnectionRemembered(Result<(), String>),
+    /// The client certificate in use, if there is one that can be read. Answers [`Action::UseCredentials`].
+    Certificate(Option<Facts>),
+    /// Answers [`Action::MakeRequest`]: the request, PEM.
+    RequestMade(Result<Bytes, String>),
     /// Answers [`Action::Validate`].
     Validated(Result<(), String>),
     /// Answers [`Action::Arm`].
@@ -176,7 +188,7 @@ pub enum Event {
 /// Something to be done. Actions are carried out in their order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Open a link with the committed settings. → [`Event::LinkUp`], [`Event::LinkDown`]
+    /// Open a link, by [`Agent::server`]. → [`Event::LinkUp`], [`Event::LinkDown`]
     Connect {
         /// Its number.
         link: u64,
@@ -191,6 +203,24 @@ pub enum Action {
     Abort,
     /// Write a new uid down. → [`Event::UidKept`]
     KeepUid(Uid),
+    /// Place connection settings as a new generation. → [`Event::ConnectionStaged`]
+    StageConnection {
+        /// What is to be placed.
+        candidate: Box<connection::overlay::Candidate>,
+        /// Contents that need not be written.
+        known: Vec<Digest>,
+    },
+    /// Write the record of the connection. → [`Event::ConnectionRemembered`]
+    RememberConnection(Box<connection::memory::Memory>),
+    /// Other credentials are in force: they are read, and placed for others. → [`Event::Certificate`]
+    UseCredentials,
+    /// Make a key and a request for a certificate, or find the pending one. → [`Event::RequestMade`]
+    MakeRequest {
+        /// Of the subject.
+        common_name: String,
+        /// Of the key.
+        key: KeyKind,
+    },
     /// Place a set as a new generation. → [`Event::Staged`]
     Stage {
         /// What is to be placed.
@@ -258,7 +288,13 @@ pub enum Action {
 /// What the core takes from the settings and the host.
 #[derive(Clone, Debug)]
 pub struct Config {
-    session: session::Rules,
+    /// OpAMP's capability bits, as they are usable.
+    capabilities: u64,
+    /// Heartbeats are sent.
+    beats: bool,
+    /// A uid is asked for.
+    request_uid: bool,
+    connection: connection::Rules,
     rollout: rollout::Rules,
     /// The first check after a start comes no later than this.
     first_check: Duration,
@@ -306,8 +342,6 @@ impl Config {
     #[must_use]
     pub fn new(settings: &Settings, host: Host, keyring: Keyring) -> Self {
         let server = &settings.server;
-        let heartbeats =
-            settings.capabilities.reports_heartbeat && !server.heartbeat_interval.is_zero();
         let remote = &settings.remote_config;
         let needs_config =
             settings.workload.as_ref().is_some_and(|workload| match &workload.owner {
@@ -318,18 +352,15 @@ impl Config {
         let seals = Seals::new(settings, keyring.clone(), attributes.device());
         let policy = Policy::new(keyring, settings.packages.clone(), attributes.device());
         Self {
-            session: session::Rules {
-                endpoint: server.endpoint.to_string(),
-                wire: match server.endpoint.scheme {
-                    Scheme::Ws | Scheme::Wss => Wire::WebSocket,
-                    Scheme::Http | Scheme::Https => Wire::Http,
-                },
-                heartbeat: heartbeats.then_some(server.heartbeat_interval),
-                poll: server.poll_interval,
-                timeouts: server.timeouts,
-                reconnect: server.reconnect,
-                capabilities: capabilities::usable(settings, seals.is_usable(), policy.is_usable()),
-                request_uid: settings.agent.request_instance_uid,
+            capabilities: capabilities::usable(settings, seals.is_usable(), policy.is_usable()),
+            beats: settings.capabilities.reports_heartbeat,
+            request_uid: settings.agent.request_instance_uid,
+            connection: connection::Rules {
+                own: server.clone(),
+                directory: settings.state_dir.join(connection::DIRECTORY),
+                accepts: settings.capabilities.accepts_opamp_connection_settings,
+                enroll: server.tls.enroll.clone(),
+                renew_before: server.tls.renew_before,
             },
             rollout: rollout::Rules::new(
                 remote,
@@ -457,6 +488,9 @@ pub struct Agent {
     health: ComponentHealth,
     /// As they were when they were last compared.
     packages: PackageStatuses,
+    /// As it was when it was last compared.
+    connection_status: ConnectionSettingsStatus,
+    enrolment: Enrolment,
     shutting_down: bool,
     check_round: u64,
     next_check: Option<Mono>,
@@ -476,6 +510,7 @@ struct Managed {
     config: Config,
     rollout: Rollout,
     packages: Packages,
+    connections: Connections,
     workload: Option<Supervision>,
     degrading: Degrading,
     /// What was last done by the device's own rules, and when.
@@ -525,6 +560,10 @@ impl Reportable for Managed {
 
     fn package_statuses(&self) -> PackageStatuses {
         self.packages.statuses(&self.rollout)
+    }
+
+    fn connection_status(&self) -> ConnectionSettingsStatus {
+        self.connections.status()
     }
 }
 
@@ -615,6 +654,16 @@ pub struct Snapshot {
     pub committed: Option<Generation>,
     /// PackageStatuses.
     pub packages: PackageStatuses,
+    /// The connection that is gone by.
+    pub way: Way,
+    /// Its endpoint.
+    pub endpoint: String,
+    /// The phase of its life cycle.
+    pub connection_phase: &'static str,
+    /// ConnectionSettingsStatus.
+    pub connection_settings: ConnectionSettingsStatus,
+    /// The client certificate in use.
+    pub certificate: Option<Facts>,
     /// The workload's process.
     pub pid: Option<u32>,
     /// Restarts of the workload after crashes.
@@ -631,6 +680,7 @@ impl Agent {
             state: Managed {
                 rollout: Rollout::new(config.rollout, memory, now),
                 packages: Packages::new(config.packages.clone(), running),
+                connections: Connections::new(config.connection.clone(), Found::default()),
                 workload: config.workload.clone(),
                 degrading: config.degrading.clone(),
                 degraded: None,
@@ -642,6 +692,8 @@ impl Agent {
             },
             health: ComponentHealth::default(),
             packages: PackageStatuses::default(),
+            connection_status: ConnectionSettingsStatus::default(),
+            enrolment: Enrolment::new(seed),
             shutting_down: false,
             check_round: 0,
             next_check: None,
@@ -661,6 +713,8 @@ impl Agent {
         if self.state.rollout.is_idle() {
             self.ensure_workload(actions);
         }
+        self.on_connections(actions, now, |it, out| it.boot(now, out));
+        actions.push(Action::UseCredentials);
         self.settle(now, actions);
     }
 
@@ -688,7 +742,7 @@ impl Agent {
     /// Opens the session: the uid is known and the credentials can be read.
     pub fn connect(&mut self, uid: Uid, now: Now, actions: &mut Vec<Action>) {
         if self.session.is_none() && !self.shutting_down {
-            self.session = Some(Session::new(self.state.config.session.clone(), uid, self.seed));
+            self.session = Some(Session::new(self.session_rules(), uid, self.seed));
             self.on_session(actions, Session::start);
         }
         self.settle(now, actions);
@@ -726,6 +780,12 @@ impl Agent {
                     self.ensure_workload(actions);
                 }
             }
+            Event::ConnectionStaged(staged) => self.connection_staged(staged, now, actions),
+            Event::ConnectionRemembered(result) => {
+                self.on_connections(actions, now, |it, out| it.remembered(result, now, out));
+            }
+            Event::Certificate(facts) => self.certificate_read(facts),
+            Event::RequestMade(result) => self.request_made(result, now, actions),
             Event::Validated(result) => {
                 self.on_rollout(now, actions, |rollout, out| rollout.validated(result, now, out));
             }
@@ -815,6 +875,9 @@ impl Agent {
             forgotten = rollout.forget(hash.as_deref(), out);
             forgotten > 0
         });
+        self.on_connections(actions, now, |it, out| {
+            forgotten = forgotten.saturating_add(it.forget(hash.as_deref(), out));
+        });
         if forgotten > 0 {
             let text = format!("forgot {forgotten} failure(s): the next offer is tried again");
             actions.push(Action::Log(Tone::Info, text));
@@ -835,7 +898,13 @@ impl Agent {
         let repeat = self.state.repeats_by().filter(|_| !self.shutting_down);
         let rollout = self.state.rollout.deadline().filter(|_| !self.shutting_down);
         let expires = self.expires.filter(|_| !self.shutting_down);
-        [session, rollout, workload, check, measure, repeat, expires].into_iter().flatten().min()
+        let connection = self.state.connections.deadline().filter(|_| !self.shutting_down);
+        let proven = self.session.as_ref().is_some_and(Session::is_proven);
+        let enrol = self.enrolment.deadline().filter(|_| proven);
+        [session, rollout, workload, check, measure, repeat, expires, connection, enrol]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How the connection is.
@@ -884,6 +953,11 @@ impl Agent {
                 .unwrap_or_else(|| self.state.rollout.memory())
                 .committed,
             packages: self.state.package_statuses(),
+            way: self.state.connections.way(),
+            endpoint: self.state.connections.server().endpoint.to_string(),
+            connection_phase: self.state.connections.phase(),
+            connection_settings: self.state.connections.status(),
+            certificate: self.enrolment.certificate().cloned(),
             pid: self.pid(),
             restarts: workload.map_or(0, Supervision::restarts),
         }
@@ -954,6 +1028,9 @@ impl Agent {
             let text =
                 "ignored packages: accepts_packages is off, or there is no usable trusted key";
             actions.push(Action::Log(Tone::Peer, text.to_owned()));
+        }
+        if let Some(offers) = message.connection_settings {
+            self.connections_offered(offers, now, actions);
         }
         let packages = message.packages_available.filter(|_| packages_too);
         let rollout = &self.state.rollout;
@@ -1163,6 +1240,7 @@ impl Agent {
             return;
         }
         self.shutting_down = true;
+        self.on_connections(actions, now, |it, out| it.stop(out));
         self.on_session(actions, |session, out| session.stop(now, out));
         self.on_rollout(now, actions, |rollout, out| {
             rollout.stop(out);
@@ -1175,6 +1253,7 @@ impl Agent {
     fn settle(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.on_session(actions, |session, out| session.tick(now, out));
         if !self.shutting_down {
+            self.tend_connection(now, actions);
             if !self.state.rollout.is_swapping() {
                 self.on_workload(actions, |workload, out| workload.tick(now, out));
             }
@@ -1225,6 +1304,9 @@ impl Agent {
             let mut orders = Vec::new();
             session.flush(&self.state, now, &mut orders);
             carry_out_session(orders, actions);
+        }
+        if !self.shutting_down {
+            self.leave_or_ask(now, actions);
         }
         let down = self.state.workload.as_ref().is_none_or(Supervision::is_down);
         if self.shutting_down && self.session.as_ref().is_none_or(Session::is_over) && down {
@@ -1323,7 +1405,7 @@ impl Agent {
 
     /// The capability bits that are sent.
     const fn capabilities(&self) -> u64 {
-        self.state.config.session.capabilities
+        self.state.config.capabilities
     }
 
     fn on_workload(

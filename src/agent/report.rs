@@ -21,8 +21,10 @@ impl Facets {
     pub const REMOTE_CONFIG_STATUS: Self = Self(8);
     /// `package_statuses`.
     pub const PACKAGE_STATUSES: Self = Self(16);
+    /// `connection_settings_status`.
+    pub const CONNECTION_STATUS: Self = Self(32);
     /// All of them: a full report.
-    pub const ALL: Self = Self(31);
+    pub const ALL: Self = Self(63);
 
     /// Whether all of `other` are in this set.
     #[must_use]
@@ -78,6 +80,9 @@ impl Facets {
             && server_takes(server, Server::AcceptsPackagesStatus)
         {
             allowed |= Self::PACKAGE_STATUSES.0;
+        }
+        if agent(capabilities, Agent::ReportsConnectionSettingsStatus) {
+            allowed |= Self::CONNECTION_STATUS.0;
         }
         Self(allowed)
     }

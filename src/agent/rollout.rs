@@ -32,7 +32,7 @@ use crate::settings::{RemoteConfig, Rollback};
 
 pub use memory::{
     Attempt, CONFIG_FLOOR, Digest, Failed, Floors, Generation, MAX_FAILED, MAX_FLOORS, Memory,
-    Outcome, PackageFailure, Packaged, Parts, Seal,
+    Outcome, PackageFailure, Packaged, Parts, Seal, failure_in, remember_failure_in,
 };
 
 /// Trials an hour, whoever asks for them: beyond, the newest offer waits.

@@ -5,10 +5,13 @@
 
 use core::time::Duration;
 
+use bytes::Bytes;
 use chiton_proto::{
-    AgentDescription, AgentDisconnect, AgentToServer, AgentToServerFlags, ComponentHealth,
-    PackageStatuses, RemoteConfigStatus, ServerErrorResponse, ServerErrorResponseType,
-    ServerToAgent, ServerToAgentFlags, server_error_response::Details,
+    AgentDescription, AgentDisconnect, AgentToServer, AgentToServerFlags, CertificateRequest,
+    ComponentHealth, ConnectionSettingsRequest, ConnectionSettingsStatus,
+    OpAmpConnectionSettingsRequest, PackageStatuses, RemoteConfigStatus, ServerCapabilities,
+    ServerErrorResponse, ServerErrorResponseType, ServerToAgent, ServerToAgentFlags,
+    server_error_response::Details,
 };
 
 use super::backoff::{self, Jitter};
@@ -65,8 +68,10 @@ pub struct LinkError {
 /// Whose doing it was, as far as it matters for trying again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkErrorKind {
-    /// Network, name, TLS, refusal: try again with back-off.
+    /// Network, name, time: try again with back-off.
     Failed,
+    /// Somebody answered, and did not take us, or we not them: certificates, 401, 403. Try again with back-off.
+    Refused,
     /// The server asked for time: 429, 503 (opamp-spec L3539), with what Retry-After said.
     Throttled(Option<Duration>),
     /// The peer broke the protocol and we dropped it: never reconnect at once.
@@ -83,6 +88,19 @@ pub trait Reportable {
     fn remote_config_status(&self) -> RemoteConfigStatus;
     /// What became of the packages.
     fn package_statuses(&self) -> PackageStatuses;
+    /// What became of the last connection settings.
+    fn connection_status(&self) -> ConnectionSettingsStatus;
+}
+
+/// What the session has learnt about the way that it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A server answered there: it takes us.
+    Proven,
+    /// An attempt failed, or the connection was lost.
+    Failed(LinkError),
+    /// The server refused the request for a certificate.
+    RequestRefused(String),
 }
 
 /// What the session wants done.
@@ -161,6 +179,7 @@ pub struct Session {
     /// The server asked for the wait that is under way.
     throttled: bool,
     last_error: Option<String>,
+    news: Vec<News>,
 }
 
 #[derive(Clone, Debug)]
@@ -197,6 +216,10 @@ struct Up {
     full_at_heartbeat: bool,
     uid_changed: bool,
     server_capabilities: u64,
+    /// A request for a certificate went out.
+    requested: bool,
+    /// Nothing has come since.
+    request_open: bool,
 }
 
 /// The connection as `chiton status` shows it.
@@ -234,6 +257,7 @@ impl Session {
             stopping: false,
             throttled: false,
             last_error: None,
+            news: Vec::new(),
         }
     }
 
@@ -284,6 +308,94 @@ impl Session {
                 self.link = Link::Closing { then: now.mono };
             }
             Link::Waiting { .. } | Link::Closing { .. } | Link::Idle => {}
+        }
+    }
+
+    /// The next attempts go another way: a server there has heard nothing of us yet. At once, over an orderly end of
+    /// what is open; or when the next attempt is due anyway.
+    pub fn travel(&mut self, rules: Rules, at_once: bool, now: Now, out: &mut Vec<Order>) {
+        // A server that asked for time is given it; another one did not ask.
+        let connection = match rules.endpoint == self.rules.endpoint {
+            true => Connection::Renewed,
+            false => Connection::Moved,
+        };
+        self.ledger = Ledger::full();
+        if at_once {
+            return self.govern(rules, connection, now, out);
+        }
+        self.rules = rules;
+    }
+
+    /// What was learnt since this was last asked.
+    pub fn take_news(&mut self) -> Vec<News> {
+        core::mem::take(&mut self.news)
+    }
+
+    /// Whether the server has been told of these, as far as it can be.
+    #[must_use]
+    pub fn has_told(&self, facets: Facets) -> bool {
+        match &self.link {
+            Link::Up(up) => {
+                let allowed = Facets::allowed(self.rules.capabilities, up.server_capabilities);
+                let waits = self.is_http() && up.unanswered.is_some();
+                self.ledger.due(allowed.without(self.too_large).and(facets)).is_empty() && !waits
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether an attempt to connect is under way, or its first answer is awaited.
+    #[must_use]
+    pub fn is_connecting(&self) -> bool {
+        matches!(&self.link, Link::Connecting | Link::Up(_))
+    }
+
+    /// Whether a server has answered on this connection.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        matches!(&self.link, Link::Up(up) if up.proven)
+    }
+
+    /// Whether a request for a certificate can go out: once a connection, to a server that takes it, and alone.
+    #[must_use]
+    pub fn can_request(&self) -> bool {
+        let Link::Up(up) = &self.link else { return false };
+        let takes = up.server_capabilities == 0
+            || up.server_capabilities & flag_of(ServerCapabilities::AcceptsConnectionSettingsRequest) != 0;
+        let busy = self.is_http() && up.unanswered.is_some();
+        up.proven && takes && !up.requested && !busy
+    }
+
+    /// Sends one, in a message of its own: a server that refuses it refuses the whole message (opamp-spec L1876).
+    pub fn request(&mut self, csr: Bytes, now: Now, out: &mut Vec<Order>) {
+        let message = AgentToServer {
+            connection_settings_request: Some(ConnectionSettingsRequest {
+                opamp: Some(OpAmpConnectionSettingsRequest {
+                    certificate_request: Some(CertificateRequest { csr }),
+                }),
+            }),
+            ..self.bare()
+        };
+        if let Link::Up(up) = &mut self.link {
+            up.requested = true;
+            up.request_open = true;
+            up.last_sent = Some(now.mono);
+            up.unanswered.get_or_insert(now.mono);
+            up.sent = Facets::NONE;
+            up.sent_full = false;
+        }
+        out.push(Order::Send(Box::new(Outgoing { message, effective_config: false })));
+    }
+
+    /// What every message carries.
+    fn bare(&mut self) -> AgentToServer {
+        let sequence_num = self.sequence;
+        self.sequence = self.sequence.wrapping_add(1);
+        AgentToServer {
+            instance_uid: self.uid.as_bytes().to_vec().into(),
+            sequence_num,
+            capabilities: self.rules.capabilities,
+            ..AgentToServer::default()
         }
     }
 
@@ -351,6 +463,8 @@ impl Session {
             full_at_heartbeat: false,
             uid_changed: false,
             server_capabilities: 0,
+            requested: false,
+            request_open: false,
         });
     }
 
@@ -380,7 +494,7 @@ impl Session {
                     kind: LinkErrorKind::Failed,
                 });
                 let wait = self.next_wait(error.kind);
-                self.fail(error.text, now.mono.after(wait), wait, out);
+                self.fail(error, now.mono.after(wait), wait, out);
             }
             other @ (Link::Idle | Link::Waiting { .. }) => self.link = other,
         }
@@ -392,6 +506,10 @@ impl Session {
             up.last_heard = now.mono;
             up.pinged = None;
             up.unanswered = None;
+            // Some servers never answer.
+            if up.last_sent.is_some() {
+                self.news.push(News::Proven);
+            }
         }
     }
 
@@ -444,12 +562,26 @@ impl Session {
         self.last_error = None;
         if message.command.is_some() {
             self.ledger.acknowledged();
+            self.news.push(News::Proven);
             return Verdict::CommandOnly;
+        }
+        let asked = match &mut self.link {
+            Link::Up(up) => core::mem::take(&mut up.request_open),
+            _ => false,
+        };
+        if let Some(error) = message.error_response.as_ref().filter(|_| asked)
+            && error.r#type() == ServerErrorResponseType::BadRequest
+        {
+            if let Link::Up(up) = &mut self.link {
+                up.requested = false;
+            }
+            self.news.push(News::RequestRefused(cut(error.error_message.clone())));
         }
         let unavailable =
             message.error_response.as_ref().is_some_and(|error| self.told_off(error, now, out));
         if !unavailable {
             self.ledger.acknowledged();
+            self.news.push(News::Proven);
         }
         if message.flags & flag(ServerToAgentFlags::ReportFullState) != 0 {
             self.full_state_wanted(answered_full);
@@ -584,14 +716,9 @@ impl Session {
 
     /// One message: what every message carries, and these sub-messages.
     fn compose(&mut self, facets: Facets, from: &impl Reportable) -> AgentToServer {
-        let sequence_num = self.sequence;
-        self.sequence = self.sequence.wrapping_add(1);
         let flags =
             if self.wants_uid { from_flag(AgentToServerFlags::RequestInstanceUid) } else { 0 };
         AgentToServer {
-            instance_uid: self.uid.as_bytes().to_vec().into(),
-            sequence_num,
-            capabilities: self.rules.capabilities,
             flags,
             agent_description: facets
                 .contains(Facets::DESCRIPTION)
@@ -603,7 +730,10 @@ impl Session {
             package_statuses: facets
                 .contains(Facets::PACKAGE_STATUSES)
                 .then(|| from.package_statuses()),
-            ..AgentToServer::default()
+            connection_settings_status: facets
+                .contains(Facets::CONNECTION_STATUS)
+                .then(|| from.connection_status()),
+            ..self.bare()
         }
     }
 
@@ -633,6 +763,10 @@ impl Session {
         self.last_error = Some(format!("the server is unavailable: {text}"));
         let text = format!("the server is unavailable ({text}); trying again in {wait:.1?}");
         out.push(Order::Say(Tone::Warning, text));
+        self.news.push(News::Failed(LinkError {
+            text: self.last_error.clone().unwrap_or_default(),
+            kind: LinkErrorKind::Throttled(asked),
+        }));
         let then = now.mono.after(wait);
         if self.is_http() {
             // Nothing is open that would want a goodbye, and a request less is what the server needs.
@@ -685,18 +819,9 @@ impl Session {
 
     /// Says goodbye (opamp-spec L765: in the last message) and closes; afterwards waits until `then`.
     fn close(&mut self, then: Mono, out: &mut Vec<Order>) {
-        let sequence_num = self.sequence;
-        self.sequence = self.sequence.wrapping_add(1);
-        out.push(Order::Send(Box::new(Outgoing {
-            message: AgentToServer {
-                instance_uid: self.uid.as_bytes().to_vec().into(),
-                sequence_num,
-                capabilities: self.rules.capabilities,
-                agent_disconnect: Some(AgentDisconnect {}),
-                ..AgentToServer::default()
-            },
-            effective_config: false,
-        })));
+        let message =
+            AgentToServer { agent_disconnect: Some(AgentDisconnect {}), ..self.bare() };
+        out.push(Order::Send(Box::new(Outgoing { message, effective_config: false })));
         out.push(Order::Close);
         self.ledger.returned();
         self.link = Link::Closing { then };
@@ -709,12 +834,11 @@ impl Session {
             self.failures = 0;
         }
         // opamp-spec L3416: reconnect at once, but never in a loop.
-        let wait = if settled && error.kind == LinkErrorKind::Failed {
-            Duration::ZERO
-        } else {
-            self.next_wait(error.kind)
+        let wait = match error.kind {
+            LinkErrorKind::Failed | LinkErrorKind::Refused if settled => Duration::ZERO,
+            kind => self.next_wait(kind),
         };
-        self.fail(error.text, now.mono.after(wait), wait, out);
+        self.fail(error, now.mono.after(wait), wait, out);
     }
 
     fn next_wait(&mut self, kind: LinkErrorKind) -> Duration {
@@ -727,9 +851,11 @@ impl Session {
         backoff::full_jitter(self.rules.reconnect, attempt, &mut self.jitter)
     }
 
-    fn fail(&mut self, text: String, until: Mono, wait: Duration, out: &mut Vec<Order>) {
+    fn fail(&mut self, error: LinkError, until: Mono, wait: Duration, out: &mut Vec<Order>) {
+        let text = &error.text;
         out.push(Order::Say(Tone::Warning, format!("{text}; trying again in {wait:.1?}")));
-        self.last_error = Some(text);
+        self.last_error = Some(text.clone());
+        self.news.push(News::Failed(error));
         self.wait(until);
     }
 
@@ -770,6 +896,11 @@ fn connected() -> Order {
 
 #[expect(clippy::cast_sign_loss, reason = "the bits are positive")]
 const fn flag(bit: ServerToAgentFlags) -> u64 {
+    bit as i32 as u64
+}
+
+#[expect(clippy::cast_sign_loss, reason = "the bits are positive")]
+const fn flag_of(bit: ServerCapabilities) -> u64 {
     bit as i32 as u64
 }
 

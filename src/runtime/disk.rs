@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use smol::channel::Receiver;
 
-use super::{Inbox, Input};
+use super::{Inbox, Input, credentials};
+use crate::agent::connection;
 use crate::agent::Event;
 use crate::agent::identity::Kept;
 use crate::agent::rollout::{Candidate, Digest, Generation, Memory};
 use crate::agent::session::Tone;
+use crate::agent::uid::Uid;
+use crate::settings::{KeyKind, Server};
 use crate::store::Store;
 
 /// One piece of work.
@@ -24,6 +27,18 @@ pub(super) enum Job {
     Arm {
         memory: Box<Memory>,
         after_going_back: Box<Memory>,
+    },
+    StageConnection {
+        candidate: Box<connection::overlay::Candidate>,
+        known: Vec<Digest>,
+        own: Box<Server>,
+        directory: PathBuf,
+        uid: Option<Uid>,
+    },
+    RememberConnection(Box<connection::memory::Memory>),
+    MakeRequest {
+        common_name: String,
+        key: KeyKind,
     },
     Substitute(PathBuf),
     Activate(Option<Generation>),
@@ -58,6 +73,16 @@ fn carry_out(store: &Store, job: Job) -> Option<Input> {
         }
         Job::Arm { memory, after_going_back } => {
             Event::Armed(store.arm(&memory, &after_going_back))
+        }
+        Job::StageConnection { candidate, known, own, directory, uid } => {
+            let staged = credentials::stage(store, &candidate, &known, &own, &directory, uid);
+            Event::ConnectionStaged(staged)
+        }
+        Job::RememberConnection(memory) => {
+            Event::ConnectionRemembered(store.remember_connection(&memory))
+        }
+        Job::MakeRequest { common_name, key } => {
+            Event::RequestMade(credentials::request(store, &common_name, key))
         }
         Job::Substitute(file) => Event::Substituted(store.substitute(&file)),
         Job::Activate(generation) => Event::Activated(store.activate(generation)),

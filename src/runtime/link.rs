@@ -9,6 +9,7 @@ use smol::channel::{Receiver, Sender, bounded};
 
 use super::Inbox;
 use crate::agent::Event;
+use crate::agent::connection::Way;
 use crate::agent::session::{LinkError, LinkErrorKind, Outgoing as Report, Tone};
 use crate::agent::uid::Uid;
 use crate::settings::{Scheme, Server};
@@ -46,6 +47,7 @@ impl Link {
 /// What links have in common.
 pub(super) struct Links {
     pub(super) server: Server,
+    pub(super) way: Way,
     /// As the settings have it now.
     pub(super) store: Rc<RefCell<Arc<Store>>>,
     pub(super) factory: Arc<Mutex<Factory>>,

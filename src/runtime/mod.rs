@@ -3,6 +3,7 @@
 //! One local executor on the main thread. What blocks (disk, names, PEM files) goes to a pool of at most two
 //! threads that end when they have nothing to do.
 
+mod credentials;
 mod disk;
 mod external;
 mod keys;
@@ -27,6 +28,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
 
+use crate::agent::connection::{Found, Way};
 use crate::agent::identity::{self, Choice, Kept};
 use crate::agent::rollout::Generation;
 use crate::agent::session::{LinkError, LinkErrorKind, LinkState, Tone};
@@ -246,8 +248,20 @@ impl<'a> Runtime<'a> {
             problems.push(problem);
         }
         let config = Config::new(&settings, host::host(), keyring);
+        let connections = store.connections();
+        for problem in connections.problems {
+            log.write(Level::Error, &problem, now.wall);
+            problems.push(problem);
+        }
+        let found = Found {
+            memory: connections.memory,
+            committed: connections.committed,
+            candidate: connections.candidate,
+            volatile: store.is_volatile(),
+        };
         let links = Links {
             server: settings.server.clone(),
+            way: Way::Own,
             store: Rc::new(RefCell::new(Arc::clone(&store))),
             factory: Arc::new(Factory::default().into()),
             inbox: Rc::clone(&inbox),
@@ -255,7 +269,8 @@ impl<'a> Runtime<'a> {
         let (jobs, todo) = bounded(JOBS);
         let disk = executor.spawn(disk::work(Arc::clone(&store), todo, Rc::clone(&inbox)));
         Ok(Self {
-            agent: Agent::new(config, recovered.memory, recovered.running, seed(now), now),
+            agent: Agent::new(config, recovered.memory, recovered.running, seed(now), now)
+                .with_connection(found),
             external: External::new(&settings),
             measures: Measures::default(),
             went_back: recovered.went_back,
@@ -443,6 +458,7 @@ impl<'a> Runtime<'a> {
         for action in actions {
             match action {
                 Action::Connect { link } => {
+                    self.refresh_links();
                     self.link = Some(link::begin(Rc::clone(&self.links), link, &self.executor));
                     if self.settings.server.unusable.is_some() {
                         self.read_settings(reload::Why::Missing);
@@ -456,6 +472,14 @@ impl<'a> Runtime<'a> {
                     let kept = self.keep(uid);
                     self.job(disk::Job::KeepUid(kept));
                 }
+                Action::StageConnection { candidate, known } => {
+                    self.stage_connection(candidate, known);
+                }
+                Action::RememberConnection(memory) => {
+                    self.job(disk::Job::RememberConnection(memory));
+                }
+                Action::UseCredentials => self.use_credentials(),
+                Action::MakeRequest { common_name, key } => self.make_request(common_name, key),
                 Action::Stage { candidate, known, write } => {
                     self.job(disk::Job::Stage { candidate, known, write });
                 }
@@ -758,7 +782,6 @@ impl<'a> Runtime<'a> {
     fn status(&self) -> Json {
         let now = now();
         let around = Surroundings {
-            endpoint: self.settings.server.endpoint.to_string(),
             resident: resident(),
             problems: [&self.bad_settings, &self.deferred, &self.problems]
                 .into_iter()

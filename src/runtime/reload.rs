@@ -6,14 +6,12 @@ use core::time::Duration;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::link::Links;
 use super::{Input, Runtime, disk, keys, now};
 use crate::agent::session::Tone;
 use crate::agent::{Config, Event, Reread};
 use crate::host;
 use crate::reactor::within;
-use crate::settings::{self, Changes, Connection, Key, Level, Loaded, Problem, Process, Settings};
-use crate::transport::tls::Factory;
+use crate::settings::{self, Changes, Key, Level, Loaded, Problem, Process, Settings};
 
 /// The files may lie on a network.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -144,30 +142,17 @@ impl Runtime<'_> {
         self.store = Arc::new(self.store.govern(&self.settings));
         self.links.store.replace(Arc::clone(&self.store));
         self.job(disk::Job::Govern(Arc::clone(&self.store)));
-        if self.links.server != self.settings.server {
-            // A factory keeps sessions to resume: none of other settings.
-            let factory = match changes.connection {
-                Connection::Kept => Arc::clone(&self.links.factory),
-                Connection::Renewed | Connection::Moved => Arc::new(Factory::default().into()),
-            };
-            self.links = Rc::new(Links {
-                server: self.settings.server.clone(),
-                store: Rc::clone(&self.links.store),
-                factory,
-                inbox: Rc::clone(&self.inbox),
-            });
-        }
         let (keyring, unreadable) = keys::read(&self.settings.packages);
         for problem in unreadable {
             self.problem(problem);
         }
         let reread = Reread {
             config: Config::new(&self.settings, host::host(), keyring),
-            connection: changes.connection,
             redaction: changes.redaction,
             checks: changes.checks,
         };
         self.handle(Event::Settings(Ok(Box::new(reread))));
+        self.refresh_links();
     }
 
     /// The file is bad: said to the log, to `chiton status` and to the server.

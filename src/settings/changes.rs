@@ -121,7 +121,7 @@ pub fn take(running: &Settings, read: Settings) -> (Settings, Changes) {
     }
     differing!(taken, "opamp.log", running.log, log, level format to);
 
-    changes.connection = connection(&running.server, &server);
+    changes.connection = connection_of(&running.server, &server);
     changes.redaction = redact != running.redact;
     changes.checks = health.checks != running.health.checks
         || health.check_interval != running.health.check_interval;
@@ -173,7 +173,8 @@ fn workload_keys(old: &Workload, new: &Workload, waiting: &mut Vec<&'static str>
 }
 
 /// What the link itself is made of; the rest is the session's and needs no new link.
-fn connection(old: &Server, new: &Server) -> Connection {
+#[must_use]
+pub fn connection_of(old: &Server, new: &Server) -> Connection {
     if old.endpoint != new.endpoint {
         return Connection::Moved;
     }

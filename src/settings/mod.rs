@@ -24,7 +24,7 @@ use std::path::Path;
 
 use serde_yaml::Value;
 
-pub use changes::{Changes, Connection, take};
+pub use changes::{Changes, Connection, connection_of, take};
 pub use document::{MAX_DEPTH, MAX_MARKS, MAX_SETTINGS_FILE, MAX_VALUE_TEXT, MAX_VALUES};
 pub use environment::{Environment, MAX_EXPANDED, MAX_FILE, Process};
 pub use model::*;

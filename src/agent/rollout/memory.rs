@@ -162,15 +162,31 @@ pub struct Memory {
     pub packages: Packaged,
 }
 
+/// What is remembered of contents that failed.
+#[must_use]
+pub fn failure_in<'a>(failed: &'a VecDeque<Failed>, digest: &Digest) -> Option<&'a Failed> {
+    failed.iter().find(|failed| failed.digest == *digest)
+}
+
+/// Remembers that contents failed: the newest first, at most [`MAX_FAILED`].
+pub fn remember_failure_in(
+    failed: &mut VecDeque<Failed>,
+    digest: Digest,
+    reason: &str,
+    hash: &Bytes,
+) {
+    failed.retain(|failed| failed.digest != digest);
+    failed.push_front(Failed { digest, reason: reason.to_owned(), hash: hash.clone() });
+    failed.truncate(MAX_FAILED);
+}
+
 impl Memory {
     pub(super) fn failure(&self, digest: &Digest) -> Option<&Failed> {
-        self.failed.iter().find(|failed| failed.digest == *digest)
+        failure_in(&self.failed, digest)
     }
 
     pub(super) fn remember_failure(&mut self, digest: Digest, reason: &str, hash: &Bytes) {
-        self.failed.retain(|failed| failed.digest != digest);
-        self.failed.push_front(Failed { digest, reason: reason.to_owned(), hash: hash.clone() });
-        self.failed.truncate(MAX_FAILED);
+        remember_failure_in(&mut self.failed, digest, reason, hash);
     }
 
     /// An offer was refused, or failed.

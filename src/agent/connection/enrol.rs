@@ -1,0 +1,194 @@
+//! The agent's own wish for a certificate: with none at all, before one ends, and after the uid has changed
+//! (opamp-spec L1850, L1880, L1897). The key is made on the device and never leaves it.
+
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use crate::agent::backoff::Jitter;
+use crate::agent::uid::Uid;
+use crate::clock::{self, Mono, Now};
+use crate::settings::{Enroll, KeyKind};
+
+/// What stands for the uid in `common_name`.
+const OWN_NAME: &str = "{instance_uid}";
+/// Between looks at the certificate in use.
+const LOOK: Duration = Duration::from_secs(24 * 3600);
+/// After the server refused a request; doubles.
+const REFUSED: Duration = Duration::from_secs(3600);
+/// After a key that could not be made or kept.
+const DISK_PAUSE: Duration = Duration::from_secs(60);
+
+/// What matters of the client certificate in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Unix seconds.
+    pub not_before: u64,
+    /// Unix seconds.
+    pub not_after: u64,
+    /// Of the subject.
+    pub common_name: String,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wish {
+    /// Make a key and a request for it, or find the pending one. → [`Enrolment::made`]
+    Make {
+        /// Of the subject.
+        common_name: String,
+        /// Of the key.
+        key: KeyKind,
+    },
+    /// Send it, if the session can.
+    Send(Bytes),
+}
+
+/// The state of it.
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    /// As the settings say.
+    rules: Option<Enroll>,
+    renew_before: Duration,
+    /// [`None`]: not known yet.
+    certificate: Option<Option<Facts>>,
+    /// It came with an offer.
+    offered: bool,
+    request: Request,
+    /// Nothing is asked before.
+    not_before: Option<Mono>,
+    refusals: u32,
+    look_at: Option<Mono>,
+    jitter: Jitter,
+}
+
+#[derive(Clone, Debug)]
+enum Request {
+    None,
+    Making(String),
+    Ready(String, Bytes),
+}
+
+impl Enrolment {
+    /// Nothing is known yet.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self {
+            rules: None,
+            renew_before: Duration::ZERO,
+            certificate: None,
+            offered: false,
+            request: Request::None,
+            not_before: None,
+            refusals: 0,
+            look_at: None,
+            jitter: Jitter::new(seed),
+        }
+    }
+
+    /// By these rules from now on; [`None`]: no certificate is asked for.
+    pub fn govern(&mut self, rules: Option<Enroll>, renew_before: Duration) {
+        self.rules = rules;
+        self.renew_before = renew_before;
+        self.look_at = None;
+    }
+
+    /// The certificate in use, if there is one; `offered`: it came with an offer.
+    pub fn facts(&mut self, certificate: Option<Facts>, offered: bool) {
+        if self.certificate.as_ref() != Some(&certificate) {
+            self.request = Request::None;
+            self.refusals = 0;
+            self.not_before = None;
+        }
+        self.certificate = Some(certificate);
+        self.offered = offered;
+        self.look_at = None;
+    }
+
+    /// The certificate in use.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&Facts> {
+        self.certificate.as_ref()?.as_ref()
+    }
+
+    /// When [`Enrolment::wish`] may have another answer.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Mono> {
+        self.rules.as_ref()?;
+        [self.look_at, self.not_before].into_iter().flatten().min()
+    }
+
+    /// What is to be done now. To be asked when a server has answered on the connection.
+    pub fn wish(&mut self, uid: Uid, now: Now) -> Option<Wish> {
+        let rules = self.rules.as_ref()?;
+        let certificate = self.certificate.as_ref()?;
+        if self.not_before.is_some_and(|at| at > now.mono) {
+            return None;
+        }
+        self.not_before = None;
+        let common_name = rules.common_name.replace(OWN_NAME, &uid.to_string());
+        let other_name = |facts: &Facts| {
+            self.offered && rules.common_name.contains(OWN_NAME) && facts.common_name != common_name
+        };
+        let (due, wait) = match certificate {
+            None => (true, LOOK),
+            Some(facts) => {
+                let left = left(facts, self.renew_before, now);
+                (left.is_zero() || other_name(facts), left.min(LOOK))
+            }
+        };
+        if self.look_at.is_none_or(|at| at <= now.mono) {
+            // Not all of a fleet on one day at one time.
+            let spread = self.jitter.up_to(wait.checked_div(16).unwrap_or_default());
+            let wait = wait.saturating_add(spread).max(Duration::from_secs(1));
+            self.look_at = Some(now.mono.after(wait));
+        }
+        if !due {
+            return None;
+        }
+        match &self.request {
+            Request::Ready(name, csr) if *name == common_name => Some(Wish::Send(csr.clone())),
+            Request::Making(name) if *name == common_name => None,
+            _ => {
+                let key = rules.key;
+                self.request = Request::Making(common_name.clone());
+                Some(Wish::Make { common_name, key })
+            }
+        }
+    }
+
+    /// Answers [`Wish::Make`]: the request, PEM.
+    pub fn made(&mut self, result: Result<Bytes, String>, now: Now) -> Option<String> {
+        let Request::Making(name) = core::mem::replace(&mut self.request, Request::None) else {
+            return None;
+        };
+        match result {
+            Ok(csr) => {
+                self.request = Request::Ready(name, csr);
+                None
+            }
+            Err(error) => {
+                self.not_before = Some(now.mono.after(DISK_PAUSE));
+                Some(format!("no request for a certificate can be made: {error}"))
+            }
+        }
+    }
+
+    /// The server does not want it. Says when it is asked again.
+    pub fn refused(&mut self, now: Now) -> Duration {
+        let wait = REFUSED.saturating_mul(1_u32.checked_shl(self.refusals).unwrap_or(u32::MAX));
+        let wait = wait.min(LOOK);
+        self.refusals = self.refusals.saturating_add(1).min(8);
+        self.not_before = Some(now.mono.after(wait));
+        wait
+    }
+}
+
+/// Until a certificate is to be renewed: `renew_before` its end, or in the last third of its life where that is
+/// shorter.
+fn left(facts: &Facts, renew_before: Duration, now: Now) -> Duration {
+    let life = facts.not_after.saturating_sub(facts.not_before);
+    let before = renew_before.as_secs().min(life.checked_div(3).unwrap_or_default());
+    let at = Duration::from_secs(facts.not_after.saturating_sub(before));
+    at.saturating_sub(clock::trusted_wall(now.wall, 0).0)
+}

@@ -1,0 +1,189 @@
+//! The connection's credentials: read, judged, asked for, and placed for others.
+
+use std::fs;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::link::Links;
+use super::{Input, Runtime, disk, now, outcome};
+use crate::agent::Event;
+use crate::agent::connection::enrol::Facts;
+use crate::agent::connection::overlay::{Candidate, Staged};
+use crate::agent::connection::{DIRECTORY, Way};
+use crate::agent::rollout::Digest;
+use crate::agent::session::Tone;
+use crate::agent::uid::Uid;
+use crate::clock::{self, Wall};
+use crate::credentials::{judge, request};
+use crate::settings::{Connection, KeyKind, Server, connection_of};
+use crate::store::Store;
+use crate::store::connections::{Files, Pending};
+use crate::transport::tls::{self, Factory, MAX_PEM};
+use crate::workload::command;
+
+impl Runtime<'_> {
+    /// Makes the links what the connection that is gone by needs.
+    pub(super) fn refresh_links(&mut self) {
+        let (server, way) = self.agent.server();
+        if self.links.server == server && self.links.way == way {
+            return;
+        }
+        // A factory keeps sessions to resume: none of other credentials, and none for a candidate, which is to be
+        // accepted by itself.
+        let same = self.links.way == way && connection_of(&self.links.server, &server) == Connection::Kept;
+        let factory = match (same, way) {
+            (true, _) => Arc::clone(&self.links.factory),
+            (false, Way::Candidate) => Arc::new(Factory::without_resumption().into()),
+            (false, _) => Arc::new(Factory::default().into()),
+        };
+        self.links = Rc::new(Links {
+            server,
+            way,
+            store: Rc::clone(&self.links.store),
+            factory,
+            inbox: Rc::clone(&self.inbox),
+        });
+    }
+
+    /// What stages a candidate.
+    pub(super) fn stage_connection(&mut self, candidate: Box<Candidate>, known: Vec<Digest>) {
+        self.job(disk::Job::StageConnection {
+            candidate,
+            known,
+            own: Box::new(self.settings.server.clone()),
+            directory: self.settings.state_dir.join(DIRECTORY),
+            uid: self.kept.as_ref().map(|kept| kept.uid),
+        });
+    }
+
+    /// Reads the certificate in use, and places what is committed for others.
+    pub(super) fn use_credentials(&mut self) {
+        let client = self.agent.server().0.tls.client;
+        let inbox = Rc::clone(&self.inbox);
+        let reading = async move {
+            let facts = match client {
+                Some(client) => crate::pool::unblock(move || facts(&client.cert_file)).await,
+                None => None,
+            };
+            inbox.put(Event::Certificate(facts)).await;
+        };
+        self.executor.spawn(reading).detach();
+        self.export();
+    }
+
+    /// Keeps the committed credentials at stable paths, and tells who asked to be told.
+    fn export(&self) {
+        let Some(directory) = self.settings.credentials.export.clone() else { return };
+        let client = self.settings.server.tls.client.clone();
+        let own = client.map(|client| (client.cert_file, client.key_file));
+        let committed = self.agent.connections().committed();
+        let store = Arc::clone(&self.store);
+        let words = self.settings.credentials.on_change.clone();
+        let spec = (!words.is_empty()).then(|| {
+            self.running_spec(&words).map(|spec| crate::workload::spawn::Spec {
+                // It is the device's own, not the workload's.
+                user: None,
+                ..spec
+            })
+        });
+        let inbox = Rc::clone(&self.inbox);
+        let exporting = async move {
+            let shown = directory.display().to_string();
+            let exported =
+                crate::pool::unblock(move || store.export(committed, own, &directory)).await;
+            let result = match (exported, spec) {
+                (Err(error), _) => Err(error),
+                (Ok(true), Some(Ok(spec))) => {
+                    let ran = command::run(&spec, super::COMMAND_TIMEOUT).await;
+                    outcome(&spec, &ran).map_err(|why| format!("on_change: {why}"))
+                }
+                (Ok(true), Some(Err(why))) => Err(format!("on_change: {why}")),
+                (Ok(_), _) => Ok(()),
+            };
+            if let Err(error) = result {
+                let text = format!("opamp.credentials: {shown}: {error}");
+                inbox.log(Tone::Warning, text).await;
+            }
+        };
+        self.executor.spawn(exporting).detach();
+    }
+
+    pub(super) fn make_request(&mut self, common_name: String, key: KeyKind) {
+        self.job(disk::Job::MakeRequest { common_name, key });
+    }
+}
+
+/// What a certificate file says of itself.
+fn facts(file: &std::path::Path) -> Option<Facts> {
+    if fs::metadata(file).ok()?.len() > MAX_PEM {
+        return None;
+    }
+    let judged = judge::describe(&fs::read(file).ok()?).ok()?;
+    let judge::Judged { not_before, not_after, common_name } = judged;
+    Some(Facts { not_before, not_after, common_name })
+}
+
+/// Places a candidate, once all that can be known without a connection speaks for it.
+pub(super) fn stage(
+    store: &Store,
+    candidate: &Candidate,
+    known: &[Digest],
+    own: &Server,
+    directory: &PathBuf,
+    uid: Option<Uid>,
+) -> Staged {
+    let judging = |files: &Files<'_>| match (files.certificate, &files.key) {
+        (Some(certificate), Some(key)) => {
+            let judged = judge::judge(certificate, key.expose(), files.issuer, seconds())?;
+            for_us(&judged.common_name, uid)
+        }
+        _ => Ok(()),
+    };
+    let staged = store.stage_connection(candidate, known, &judging);
+    if let Staged::Ready(generation) = &staged {
+        let files = directory.join(generation.number.to_string());
+        if let Err(why) = tls::check(&candidate.overlay.lay_over(own, &files).tls) {
+            return Staged::Refused(why);
+        }
+    }
+    staged
+}
+
+/// A certificate that names another agent is not ours (HOSTILE C2).
+fn for_us(common_name: &str, uid: Option<Uid>) -> Result<(), String> {
+    match (Uid::parse(common_name), uid) {
+        (Some(other), Some(uid)) if other != uid => {
+            Err(format!("the certificate is for another agent, {other}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The pending request for this name, or a new one.
+pub(super) fn request(store: &Store, common_name: &str, key: KeyKind) -> Result<Bytes, String> {
+    let pending = store.pending().ok().flatten();
+    if let Some(pending) = pending
+        && pending.common_name == common_name
+        && pending.kind == key
+    {
+        return Ok(pending.csr_pem.into());
+    }
+    let made = request::make(key, common_name)?;
+    let pending = Pending {
+        common_name: common_name.to_owned(),
+        kind: key,
+        key_pem: made.key_pem,
+        csr_pem: made.csr_pem,
+    };
+    store.keep_pending(&pending)?;
+    Ok(pending.csr_pem.into())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the edge reads the clock")]
+fn seconds() -> u64 {
+    let Wall(now) = clock::trusted(clock::now().wall);
+    now.as_secs()
+}
