@@ -17,6 +17,7 @@
 //! Packages have a place of their own, see `sets.rs`. The order of the writes is that of `docs/decisions.md`, and every crash point of it is tested in `crash.rs`.
 //! Everything here blocks: the runtime calls it off the main thread (`pool`), one call at a time.
 
+pub mod connections;
 #[cfg(test)]
 mod crash;
 mod disk;

@@ -1,5 +1,7 @@
 //! Records on disk: a magic word, a SHA-256 and a small protobuf. What does not match is broken, never empty.
 
+mod connections;
+
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,6 +16,7 @@ use crate::agent::rollout::{
 };
 use crate::agent::uid::Uid;
 use crate::clock::Wall;
+pub(super) use connections::OverlayRecord;
 
 /// First bytes of every record; the number rises when an older Chiton could misread a newer record.
 const MAGIC: &[u8; 8] = b"chiton1\n";
