@@ -70,6 +70,32 @@ pub fn trusted(wall: Wall) -> Wall {
     trusted_wall(wall, floor)
 }
 
+/// The date in UTC: `2031-01-31`.
+#[must_use]
+pub fn date(time: Wall) -> String {
+    let (year, month, day) = date_of(time.0.as_secs().div_euclid(86_400));
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// The Gregorian date so many days after 1970, by years that begin in March.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "u64 seconds are at most 2.1e14 days: nothing overflows"
+)]
+const fn date_of(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
+    (year, month, day)
+}
+
 /// Reads both clocks.
 #[must_use]
 pub fn now() -> Now {

@@ -4,8 +4,10 @@
 //! out. `docs/architecture.md` has the picture.
 
 pub mod agent;
+pub mod base64;
 pub mod cli;
 pub mod clock;
+pub mod credentials;
 pub mod host;
 pub mod json;
 pub mod log;

@@ -9,7 +9,7 @@ mod sink;
 use core::cell::RefCell;
 
 use self::sink::Sink;
-use crate::clock::Wall;
+use crate::clock::{Wall, date};
 use crate::json::Json;
 use crate::settings::{Level, Log as Settings, LogFormat};
 
@@ -81,31 +81,11 @@ impl Log {
 #[must_use]
 pub fn rfc3339(time: Wall) -> String {
     let seconds = time.0.as_secs();
-    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = date_of(days);
+    let rest = seconds.rem_euclid(86_400);
     let (hour, minute, second) =
         (rest.div_euclid(3600), rest.div_euclid(60).rem_euclid(60), rest.rem_euclid(60));
     let millis = time.0.subsec_millis();
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
-/// The Gregorian date so many days after 1970, by years that begin in March.
-#[expect(
-    clippy::arithmetic_side_effects,
-    reason = "u64 seconds are at most 2.1e14 days: nothing overflows"
-)]
-const fn date_of(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
-    (year, month, day)
+    format!("{}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z", date(time))
 }
 
 #[cfg(test)]

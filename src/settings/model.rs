@@ -6,6 +6,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use crate::credentials::KeyKind;
 use crate::secret::Secret;
 
 /// All of `chiton.yaml`.
@@ -113,6 +114,8 @@ pub struct Tls {
     pub pinned_spki_sha256: Vec<[u8; 32]>,
     /// No verification at all; warned about at each connect.
     pub insecure_skip_verify: bool,
+    /// Names as IANA writes them, from offers only; empty: all that rustls has.
+    pub cipher_suites: Vec<String>,
     /// `enroll`: asks the server to sign a certificate for a key that is made here.
     pub enroll: Option<Enroll>,
     /// So long before its end a certificate that the server gave is renewed.
@@ -126,15 +129,6 @@ pub struct Enroll {
     pub common_name: String,
     /// Kind of the key.
     pub key: KeyKind,
-}
-
-/// `opamp.server.tls.enroll.key`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyKind {
-    /// ECDSA on NIST P-256.
-    P256,
-    /// Ed25519.
-    Ed25519,
 }
 
 /// Files of a client certificate.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_rustls::TlsConnector;
 use futures_rustls::client::TlsStream;
-use futures_rustls::pki_types::pem::PemObject;
+use futures_rustls::pki_types::pem::PemObject as _;
 use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use futures_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
@@ -20,13 +20,14 @@ use futures_rustls::rustls::time_provider::TimeProvider;
 use futures_rustls::rustls::version::{TLS12, TLS13};
 use futures_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, OtherError,
-    RootCertStore, SignatureScheme, SupportedProtocolVersion,
+    RootCertStore, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion,
 };
 use sha2::{Digest, Sha256};
 use smol::io::{AsyncRead, AsyncWrite};
 
 use super::pins::{Pinned, Unpinned};
 use crate::clock;
+pub use crate::credentials::certificate::from_pem as certificates;
 use crate::settings::{Tls, TlsVersion};
 
 /// Largest PEM file that is read.
@@ -52,6 +53,8 @@ pub enum Peer {
 #[derive(Default)]
 pub struct Factory {
     made: Option<Made>,
+    /// Each connection is agreed upon anew.
+    forgets: bool,
 }
 
 /// One configuration each, with sessions of its own: what was agreed with a certificate is not resumed without it.
@@ -71,6 +74,12 @@ struct Files {
 }
 
 impl Factory {
+    /// For a candidate: no session is resumed, so that its own certificate is what the server judges, each time.
+    #[must_use]
+    pub const fn without_resumption() -> Self {
+        Self { made: None, forgets: true }
+    }
+
     /// A connector for these settings. Reads the files: call it through `pool`.
     ///
     /// # Errors
@@ -80,7 +89,7 @@ impl Factory {
         let digest = files.digest();
         let made = match self.made.take() {
             Some(made) if made.of == digest => made,
-            _ => configure(tls, &files, digest)?,
+            _ => configure(tls, &files, digest, self.forgets)?,
         };
         let made = self.made.insert(made);
         Ok(TlsConnector::from(Arc::clone(match peer {
@@ -90,6 +99,15 @@ impl Factory {
             Peer::Proxy => &made.proxy,
         })))
     }
+}
+
+/// Whether a connector can be made: the roots are some, the key fits the certificate, versions and suites leave
+/// something. Reads the files: call it through `pool`.
+///
+/// # Errors
+/// One line: which file, what is wrong with it.
+pub fn check(tls: &Tls) -> Result<(), String> {
+    configure(tls, &Files::read(tls)?, [0; 32], true).map(drop)
 }
 
 impl Files {
@@ -122,8 +140,8 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(describe)
 }
 
-fn configure(tls: &Tls, files: &Files, of: [u8; 32]) -> Result<Made, String> {
-    let provider = Arc::new(ring::default_provider());
+fn configure(tls: &Tls, files: &Files, of: [u8; 32], forgets: bool) -> Result<Made, String> {
+    let provider = Arc::new(provider(tls)?);
     let algorithms = provider.signature_verification_algorithms;
     let trusted = match tls.insecure_skip_verify {
         true => RootCertStore::empty(),
@@ -138,7 +156,12 @@ fn configure(tls: &Tls, files: &Files, of: [u8; 32]) -> Result<Made, String> {
             .map_err(|error| format!("TLS roots: {error}"))?
     };
     let with = |verifier: &Arc<dyn ServerCertVerifier>, certificate: bool| {
-        client_config(tls, files, &provider, verifier, certificate).map(Arc::new)
+        let mut config = client_config(tls, files, &provider, verifier, certificate)?;
+        config.resumption = match forgets {
+            true => Resumption::disabled(),
+            false => Resumption::in_memory_sessions(SESSIONS),
+        };
+        Ok::<_, String>(Arc::new(config))
     };
     if tls.pinned_spki_sha256.is_empty() {
         let server = with(&normal, true)?;
@@ -172,7 +195,7 @@ fn client_config(
         .map_err(|error| format!("TLS versions: {error}"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(verifier));
-    let mut config = match (&files.client, &tls.client) {
+    Ok(match (&files.client, &tls.client) {
         (Some((cert, key)), Some(paths)) if certificate => {
             let cert_file = paths.cert_file.display();
             let key_file = paths.key_file.display();
@@ -184,9 +207,35 @@ fn client_config(
                 .map_err(|error| format!("{key_file}: the key of {cert_file}: {error}"))?
         }
         _ => builder.with_no_client_auth(),
+    })
+}
+
+/// What rustls can do, less what an offer's list of cipher suites leaves out.
+fn provider(tls: &Tls) -> Result<CryptoProvider, String> {
+    let mut provider = ring::default_provider();
+    let of = |suite: &SupportedCipherSuite| match suite {
+        SupportedCipherSuite::Tls12(_) => TlsVersion::V12,
+        SupportedCipherSuite::Tls13(_) => TlsVersion::V13,
     };
-    config.resumption = Resumption::in_memory_sessions(SESSIONS);
-    Ok(config)
+    let versions = tls.min_version..=tls.max_version;
+    provider.cipher_suites.retain(|suite| versions.contains(&of(suite)));
+    if tls.cipher_suites.is_empty() {
+        return Ok(provider);
+    }
+    let known: Vec<String> = provider.cipher_suites.iter().map(|suite| iana(*suite)).collect();
+    provider.cipher_suites.retain(|suite| tls.cipher_suites.contains(&iana(*suite)));
+    if provider.cipher_suites.is_empty() {
+        return Err(format!(
+            "cipher_suites: none of them is known; known are {}",
+            known.join(", ")
+        ));
+    }
+    Ok(provider)
+}
+
+/// A suite's name as IANA has it; rustls marks those of TLS 1.3.
+fn iana(suite: SupportedCipherSuite) -> String {
+    suite.suite().as_str().unwrap_or_default().replacen("TLS13_", "TLS_", 1)
 }
 
 fn roots(tls: &Tls, files: &Files) -> Result<RootCertStore, String> {
@@ -207,19 +256,6 @@ fn roots(tls: &Tls, files: &Files) -> Result<RootCertStore, String> {
         );
     }
     Ok(roots)
-}
-
-/// All certificates of a PEM file; an empty file is an error.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err("no certificate in it".to_owned()),
-        Ok(found) => Ok(found),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 /// The handshake.
@@ -325,5 +361,102 @@ impl ServerCertVerifier for Unverified {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    /// As an offer would have it: a root, and what else `change` says.
+    fn tls(directory: &Path, change: impl FnOnce(&mut Tls)) -> Tls {
+        let made = rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
+        std::fs::write(directory.join("ca.pem"), made.cert.pem()).unwrap();
+        std::fs::write(directory.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        let mut tls = Tls {
+            ca_file: Some(directory.join("ca.pem")),
+            client: None,
+            include_system_ca_certs_pool: false,
+            min_version: TlsVersion::V12,
+            max_version: TlsVersion::V13,
+            pinned_spki_sha256: Vec::new(),
+            insecure_skip_verify: false,
+            cipher_suites: Vec::new(),
+            enroll: None,
+            renew_before: Duration::ZERO,
+        };
+        change(&mut tls);
+        tls
+    }
+
+    #[test]
+    fn suites_are_chosen_by_their_iana_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let suites = |names: &[&str], min, max| {
+            let tls = tls(directory.path(), |tls| {
+                tls.cipher_suites = names.iter().map(|name| (*name).to_owned()).collect();
+                (tls.min_version, tls.max_version) = (min, max);
+            });
+            check(&tls)?;
+            let provider = provider(&tls)?;
+            Ok::<_, String>(provider.cipher_suites.into_iter().map(iana).collect::<Vec<_>>())
+        };
+        let (old, new) = (TlsVersion::V12, TlsVersion::V13);
+        assert_eq!(suites(&[], old, new).unwrap().len(), 9);
+        assert_eq!(suites(&[], new, new).unwrap().len(), 3);
+        let some = [
+            "TLS_CHACHA20_POLY1305_SHA256",
+            "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            "TLS_RSA_WITH_RC4_128_SHA",
+        ];
+        let taken = suites(&some, old, new).unwrap();
+        assert_eq!(taken, [some[0], some[1]]);
+        assert_eq!(suites(&some, new, new).unwrap(), [some[0]]);
+        assert_eq!(suites(&some, old, old).unwrap(), [some[1]]);
+        for names in [&some[2..], &["TLS13_AES_128_GCM_SHA256"], &[""]] {
+            let why = suites(names, old, new).unwrap_err();
+            assert!(
+                why.contains("cipher_suites") && why.contains("TLS_AES_128_GCM_SHA256"),
+                "{why}"
+            );
+        }
+        // Known, but not of the versions that are spoken.
+        let why = suites(&some[..1], old, old).unwrap_err();
+        assert!(why.contains("known are TLS_ECDHE") && !why.contains(some[0]), "{why}");
+    }
+
+    #[test]
+    fn what_no_connection_can_be_made_of_is_found_before() {
+        type Change<'c> = &'c dyn Fn(&mut Tls);
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let with = |change: Change<'_>| check(&tls(directory.path(), change));
+        let client = |cert: &str, key: &str| {
+            Some(crate::settings::ClientCertificate { cert_file: at(cert), key_file: at(key) })
+        };
+        assert_eq!(with(&|_| {}), Ok(()));
+        assert_eq!(with(&|tls| tls.client = client("ca.pem", "key.pem")), Ok(()));
+        let other = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(at("other.pem"), other.serialize_pem()).unwrap();
+        std::fs::write(at("empty.pem"), "").unwrap();
+        let cases: [(Change<'_>, &str); 6] = [
+            (&|tls| tls.ca_file = Some(at("absent.pem")), "absent.pem"),
+            (&|tls| tls.ca_file = Some(at("empty.pem")), "no certificate"),
+            (&|tls| tls.client = client("ca.pem", "other.pem"), "other.pem"),
+            (&|tls| tls.client = client("ca.pem", "empty.pem"), "empty.pem"),
+            (&|tls| tls.client = client("empty.pem", "key.pem"), "no certificate"),
+            (&|tls| tls.min_version = TlsVersion::V13, ""),
+        ];
+        for (change, word) in cases {
+            let found = with(change);
+            assert!(found.is_ok() == word.is_empty(), "{word}: {found:?}");
+            assert!(found.err().unwrap_or_default().contains(word), "{word}");
+        }
+        let backwards = |tls: &mut Tls| {
+            (tls.min_version, tls.max_version) = (TlsVersion::V13, TlsVersion::V12);
+        };
+        assert!(with(&backwards).is_err());
     }
 }

@@ -22,6 +22,7 @@ use super::http1::{self, Head};
 use super::redirect::{Target, is_redirect};
 use super::{Incoming, LinkError, Outgoing, Plan, Stream, open};
 use crate::agent::session::LinkErrorKind;
+pub(crate) use crate::base64::base64;
 use crate::clock;
 use crate::reactor::within;
 use crate::settings::Endpoint;
@@ -297,26 +298,6 @@ fn take_header(bytes: &mut Bytes) -> Result<(), &'static str> {
     Err("its header is longer than 10 bytes")
 }
 
-/// Base64 with padding (RFC 4648).
-pub(crate) fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3).saturating_mul(4));
-    for chunk in bytes.chunks(3) {
-        let (a, b, c) = match *chunk {
-            [a, b, c] => (a, b, c),
-            [a, b] => (a, b, 0),
-            [a] => (a, 0, 0),
-            _ => break,
-        };
-        let indices = [a >> 2, (a << 4 | b >> 4) & 63, (b << 2 | c >> 6) & 63, c & 63];
-        for (place, index) in indices.into_iter().enumerate() {
-            let digit = DIGITS.get(usize::from(index)).copied().unwrap_or(b'=');
-            text.push(char::from(if place > chunk.len() { b'=' } else { digit }));
-        }
-    }
-    text
-}
-
 /// The stream under the codec, which follows the frames that pass so as to know when none is half read.
 ///
 /// The codec keeps the capacity of the largest frame for ever, and does not tell whether its buffer is empty. A
@@ -453,20 +434,6 @@ mod tests {
         let mut framed = super::super::frame(&message);
         take_header(&mut framed).unwrap();
         assert_eq!(chiton_proto::Message::decode(framed), Ok(message));
-    }
-
-    #[test]
-    fn base64_as_in_rfc_4648() {
-        for (plain, coded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-        ] {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
     }
 
     #[test]

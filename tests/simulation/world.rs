@@ -294,6 +294,7 @@ fn settings(profile: Profile, random: &mut Random, http: bool, apply: &Apply) ->
                 max_version: TlsVersion::V13,
                 pinned_spki_sha256: Vec::new(),
                 insecure_skip_verify: false,
+                cipher_suites: Vec::new(),
                 enroll: None,
                 renew_before: 720 * HOUR,
             },

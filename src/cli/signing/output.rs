@@ -7,10 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::transport::base64;
-
-/// Letters of a PEM file's line.
-const LINE: usize = 64;
+pub(super) use crate::base64::pem;
 
 /// Writes a file that is not there yet.
 pub(super) fn create(file: &Path, mode: u32, content: &[u8]) -> Result<(), String> {
@@ -81,17 +78,4 @@ pub(super) fn same(one: &Path, other: &Path) -> bool {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
         _ => false,
     }
-}
-
-/// A PEM file's content.
-pub(super) fn pem(label: &str, der: &[u8]) -> String {
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for (at, letter) in base64(der).chars().enumerate() {
-        if at != 0 && at.is_multiple_of(LINE) {
-            text.push('\n');
-        }
-        text.push(letter);
-    }
-    text.push_str(&format!("\n-----END {label}-----\n"));
-    text
 }

@@ -143,6 +143,7 @@ fn tls(section: &mut Section<'_, '_, '_>) -> Tls {
         cipher_suites: Vec::new(),
         pinned_spki_sha256: section.list("pinned_spki_sha256", "a list of digests in base64", pin),
         insecure_skip_verify: section.truth("insecure_skip_verify", false),
+        cipher_suites: Vec::new(),
         enroll: enroll(section),
         renew_before: section.duration(
             "renew_before",
