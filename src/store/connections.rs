@@ -13,6 +13,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use ring::digest::{Context, SHA256};
 
@@ -186,6 +187,9 @@ impl Store {
     pub fn remember_connection(&self, memory: &Memory) -> Result<(), String> {
         self.make_connection_directory()?;
         self.save(Path::new(MEMORY), memory)?;
+        if named(memory).any(|number| number == self.staged.load(Ordering::Relaxed)) {
+            self.staged.store(0, Ordering::Relaxed);
+        }
         self.prune_connections(memory);
         Ok(())
     }
@@ -353,6 +357,7 @@ impl Store {
             self.remove_connection(&directory);
             self.at(&directory, &error)
         })?;
+        self.staged.store(number, Ordering::Relaxed);
         Ok(Generation { number, digest })
     }
 
@@ -415,12 +420,14 @@ impl Store {
         }
     }
 
-    /// Removes generations that the record does not name, the oldest first, until `most` are left in all.
+    /// Removes generations that the record does not name, the oldest first, until `most` are left in all. The one that
+    /// was staged last may be named next.
     fn prune_candidates(&self, memory: &Memory, most: usize) {
         let numbers = self.connection_numbers().unwrap_or_default();
         let spare = numbers.len().saturating_sub(most);
-        let named: Vec<u64> = named(memory).collect();
-        for number in numbers.into_iter().filter(|number| !named.contains(number)).take(spare) {
+        let staged = self.staged.load(Ordering::Relaxed);
+        let kept: Vec<u64> = named(memory).chain([staged]).collect();
+        for number in numbers.into_iter().filter(|number| !kept.contains(number)).take(spare) {
             self.remove_connection(&numbered(number));
         }
     }

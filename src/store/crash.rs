@@ -48,6 +48,7 @@ fn rules(history: usize) -> RemoteConfig {
     }
 }
 
+mod connections;
 mod sets;
 
 /// The shipping store on a simulated disk.
@@ -58,6 +59,7 @@ fn store(disk: &Simulated, history: usize) -> Store {
         packages_root: PathBuf::from("/state/packages"),
         packages: Arc::new(disk.below("packages")),
         trees: Arc::default(),
+        staged: Arc::default(),
         local: None,
         rules: rules(history),
         redact: Vec::new(),

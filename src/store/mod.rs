@@ -32,6 +32,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -82,6 +83,8 @@ pub struct Store {
     packages: Arc<dyn Disk>,
     /// Trees that are in no set yet.
     trees: Arc<Mutex<sets::Trees>>,
+    /// The connection's generation that was staged last, until the record has named it; 0: none.
+    staged: Arc<AtomicU64>,
     local: Option<PathBuf>,
     rules: RemoteConfig,
     redact: Vec<String>,
@@ -131,6 +134,7 @@ impl Store {
             packages: Arc::new(Real::new(settings.packages_dir.clone())),
             packages_root: settings.packages_dir.clone(),
             trees: Arc::default(),
+            staged: Arc::default(),
             root: settings.state_dir.clone(),
             local: settings.local_config_path.clone(),
             rules: settings.remote_config.clone(),
@@ -148,6 +152,7 @@ impl Store {
             packages: Arc::clone(&self.packages),
             packages_root: self.packages_root.clone(),
             trees: Arc::clone(&self.trees),
+            staged: Arc::clone(&self.staged),
             local: self.local.clone(),
             rules: settings.remote_config.clone(),
             redact: settings.redact.clone(),

@@ -73,28 +73,39 @@ impl Image {
 
     /// Every image that a power cut may leave of this one.
     pub(super) fn after_a_power_cut(&self) -> Vec<Self> {
-        let mut images = vec![Self { nodes: BTreeMap::new(), next: self.next }];
-        for (inode, node) in &self.nodes {
-            let variants = match node {
-                Node::Link(_) | Node::File { flushed: true, .. } => vec![node.clone()],
-                Node::File { bytes, .. } => {
-                    let lengths = [0, bytes.len() / 2, bytes.len()];
-                    lengths.map(|length| file(bytes.get(..length).unwrap_or_default())).into()
-                }
-                Node::Directory { entries, pending } => subsets(entries, pending),
-            };
-            images = images
-                .into_iter()
-                .flat_map(|image| {
-                    variants.iter().map(move |variant| {
-                        let mut image = image.clone();
-                        image.nodes.insert(*inode, variant.clone());
-                        image
-                    })
-                })
-                .collect();
+        self.some_after_a_power_cut(usize::MAX)
+    }
+
+    /// At most so many of them, spread evenly.
+    pub(super) fn some_after_a_power_cut(&self, most: usize) -> Vec<Self> {
+        let variants: Vec<(Inode, Vec<Node>)> =
+            self.nodes.iter().map(|(inode, node)| (*inode, node.after_a_power_cut())).collect();
+        let all: usize = variants.iter().map(|(_, variants)| variants.len()).product();
+        // Odd: the first choices are not always the same.
+        let stride = all.div_ceil(most) | 1;
+        let image = |mut choice: usize| {
+            let nodes = variants.iter().map(|(inode, variants)| {
+                let node = variants.get(choice % variants.len()).unwrap().clone();
+                choice /= variants.len();
+                (*inode, node)
+            });
+            Self { nodes: nodes.collect(), next: self.next }
+        };
+        (0..all).step_by(stride).map(image).collect()
+    }
+}
+
+impl Node {
+    /// What a power cut may make of it.
+    fn after_a_power_cut(&self) -> Vec<Self> {
+        match self {
+            Self::Link(_) | Self::File { flushed: true, .. } => vec![self.clone()],
+            Self::File { bytes, .. } => {
+                let lengths = [0, bytes.len() / 2, bytes.len()];
+                lengths.map(|length| file(bytes.get(..length).unwrap_or_default())).into()
+            }
+            Self::Directory { entries, pending } => subsets(entries, pending),
         }
-        images
     }
 }
 
