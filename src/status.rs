@@ -1,13 +1,19 @@
 //! The status document: what the agent knows of itself, as JSON.
 
-use chiton_proto::{ComponentHealth, ConnectionSettingsStatuses, PackageStatusEnum, PackageStatuses, RemoteConfigStatuses};
+use core::time::Duration;
+
+use chiton_proto::{
+    ComponentHealth, ConnectionSettingsStatuses, PackageStatusEnum, PackageStatuses,
+    RemoteConfigStatuses,
+};
 
 use crate::agent::Snapshot;
 use crate::agent::capabilities;
 use crate::agent::connection::Way;
+use crate::agent::connection::enrol::Facts;
 use crate::agent::rollout::Generation;
 use crate::agent::session::LinkState;
-use crate::clock::Now;
+use crate::clock::{Now, Wall, date};
 use crate::json::Json;
 
 /// What the runtime adds to the core's view.
@@ -30,13 +36,10 @@ pub fn document(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
         ("version", Json::text(env!("CARGO_PKG_VERSION"))),
         ("instance_uid", Json::or_null(snapshot.uid.map(|uid| Json::text(uid.to_string())))),
         ("uptime_seconds", Json::Number(around.uptime)),
-        ("connection", connection(snapshot, around, now)),
+        ("connection", connection(snapshot, now)),
         ("config", config(snapshot)),
         ("packages", packages(&snapshot.packages)),
-        (
-            "certificate_expiry",
-            Json::or_null(snapshot.certificate.as_ref().map(|it| Json::text(expiry(it.not_after)))),
-        ),
+        ("certificate", Json::or_null(snapshot.certificate.as_ref().map(certificate))),
         ("workload", workload(snapshot)),
         ("health", health(&snapshot.health)),
         (
@@ -47,7 +50,7 @@ pub fn document(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
     ])
 }
 
-fn connection(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
+fn connection(snapshot: &Snapshot, now: Now) -> Json {
     let (state, since) = match snapshot.link {
         LinkState::Idle => ("idle", None),
         LinkState::Waiting => ("waiting", None),
@@ -63,6 +66,16 @@ fn connection(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
         ("connected_seconds", Json::or_null(since.map(Json::Number))),
         ("last_error", Json::or_null(snapshot.link_error.as_ref().map(Json::text))),
         ("capabilities", Json::List(names.collect())),
+    ])
+}
+
+/// The client certificate in use.
+fn certificate(facts: &Facts) -> Json {
+    let end = Wall(Duration::from_secs(facts.not_after));
+    Json::object([
+        ("common_name", Json::text(&facts.common_name)),
+        ("not_after", Json::text(date(end))),
+        ("not_after_unix_seconds", Json::Number(facts.not_after)),
     ])
 }
 

@@ -35,8 +35,7 @@ impl Agent {
     /// Goes by what the store has of offered connections. Before [`Agent::boot`].
     #[must_use]
     pub fn with_connection(mut self, found: Found) -> Self {
-        self.state.connections =
-            Connections::new(self.state.config.connection.clone(), found);
+        self.state.connections = Connections::new(self.state.config.connection.clone(), found);
         self.govern_enrolment();
         self
     }
@@ -113,7 +112,8 @@ impl Agent {
         if capabilities::has(self.capabilities(), bit) {
             self.on_connections(actions, now, |it, out| it.offered(offers, now, out));
         } else {
-            let text = "ignored offered connection settings: accepts_opamp_connection_settings is off";
+            let text =
+                "ignored offered connection settings: accepts_opamp_connection_settings is off";
             actions.push(Action::Log(Tone::Peer, text.to_owned()));
         }
     }
@@ -172,7 +172,7 @@ impl Agent {
     pub(super) fn leave_or_ask(&mut self, now: Now, actions: &mut Vec<Action>) {
         let told = |session: &Session| session.has_told(Facets::CONNECTION_STATUS);
         if self.state.connections.announces() && self.session.as_ref().is_none_or(told) {
-            self.on_connections(actions, now, |it, out| it.announced(out));
+            self.on_connections(actions, now, Connections::announced);
         }
         let Some(session) = self.session.as_ref().filter(|session| session.is_proven()) else {
             return;
@@ -206,8 +206,7 @@ impl Agent {
     }
 
     fn govern_enrolment(&mut self) {
-        let connection::Rules { accepts, enroll, renew_before, .. } =
-            &self.state.config.connection;
+        let connection::Rules { accepts, enroll, renew_before, .. } = &self.state.config.connection;
         let usable = *accepts && self.state.connections.volatile().is_none();
         self.enrolment.govern(enroll.clone().filter(|_| usable), *renew_before);
     }

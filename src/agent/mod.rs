@@ -33,8 +33,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use chiton_proto::{
     AgentCapabilities, AgentDescription, AgentRemoteConfig, AnyValue, CommandType, ComponentHealth,
-    ConnectionSettingsStatus, KeyValue, Message, PackageStatuses, RemoteConfigStatus, ServerToAgent,
-    any_value,
+    ConnectionSettingsStatus, KeyValue, Message, PackageStatuses, RemoteConfigStatus,
+    ServerToAgent, any_value,
 };
 
 use self::bounds::Bounds;
@@ -1240,7 +1240,7 @@ impl Agent {
             return;
         }
         self.shutting_down = true;
-        self.on_connections(actions, now, |it, out| it.stop(out));
+        self.on_connections(actions, now, Connections::stop);
         self.on_session(actions, |session, out| session.stop(now, out));
         self.on_rollout(now, actions, |rollout, out| {
             rollout.stop(out);

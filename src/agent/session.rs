@@ -361,7 +361,9 @@ impl Session {
     pub fn can_request(&self) -> bool {
         let Link::Up(up) = &self.link else { return false };
         let takes = up.server_capabilities == 0
-            || up.server_capabilities & flag_of(ServerCapabilities::AcceptsConnectionSettingsRequest) != 0;
+            || up.server_capabilities
+                & flag_of(ServerCapabilities::AcceptsConnectionSettingsRequest)
+                != 0;
         let busy = self.is_http() && up.unanswered.is_some();
         up.proven && takes && !up.requested && !busy
     }
@@ -819,8 +821,7 @@ impl Session {
 
     /// Says goodbye (opamp-spec L765: in the last message) and closes; afterwards waits until `then`.
     fn close(&mut self, then: Mono, out: &mut Vec<Order>) {
-        let message =
-            AgentToServer { agent_disconnect: Some(AgentDisconnect {}), ..self.bare() };
+        let message = AgentToServer { agent_disconnect: Some(AgentDisconnect {}), ..self.bare() };
         out.push(Order::Send(Box::new(Outgoing { message, effective_config: false })));
         out.push(Order::Close);
         self.ledger.returned();

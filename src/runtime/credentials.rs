@@ -1,20 +1,19 @@
 //! The connection's credentials: read, judged, asked for, and placed for others.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::link::Links;
-use super::{Input, Runtime, disk, now, outcome};
+use super::{Runtime, disk};
 use crate::agent::Event;
 use crate::agent::connection::enrol::Facts;
 use crate::agent::connection::overlay::{Candidate, Staged};
 use crate::agent::connection::{DIRECTORY, Way};
 use crate::agent::rollout::Digest;
-use crate::agent::session::Tone;
 use crate::agent::uid::Uid;
 use crate::clock::{self, Wall};
 use crate::credentials::{judge, request};
@@ -22,7 +21,6 @@ use crate::settings::{Connection, KeyKind, Server, connection_of};
 use crate::store::Store;
 use crate::store::connections::{Files, Pending};
 use crate::transport::tls::{self, Factory, MAX_PEM};
-use crate::workload::command;
 
 impl Runtime<'_> {
     /// Makes the links what the connection that is gone by needs.
@@ -33,7 +31,8 @@ impl Runtime<'_> {
         }
         // A factory keeps sessions to resume: none of other credentials, and none for a candidate, which is to be
         // accepted by itself.
-        let same = self.links.way == way && connection_of(&self.links.server, &server) == Connection::Kept;
+        let same =
+            self.links.way == way && connection_of(&self.links.server, &server) == Connection::Kept;
         let factory = match (same, way) {
             (true, _) => Arc::clone(&self.links.factory),
             (false, Way::Candidate) => Arc::new(Factory::without_resumption().into()),
@@ -71,44 +70,6 @@ impl Runtime<'_> {
             inbox.put(Event::Certificate(facts)).await;
         };
         self.executor.spawn(reading).detach();
-        self.export();
-    }
-
-    /// Keeps the committed credentials at stable paths, and tells who asked to be told.
-    fn export(&self) {
-        let Some(directory) = self.settings.credentials.export.clone() else { return };
-        let client = self.settings.server.tls.client.clone();
-        let own = client.map(|client| (client.cert_file, client.key_file));
-        let committed = self.agent.connections().committed();
-        let store = Arc::clone(&self.store);
-        let words = self.settings.credentials.on_change.clone();
-        let spec = (!words.is_empty()).then(|| {
-            self.running_spec(&words).map(|spec| crate::workload::spawn::Spec {
-                // It is the device's own, not the workload's.
-                user: None,
-                ..spec
-            })
-        });
-        let inbox = Rc::clone(&self.inbox);
-        let exporting = async move {
-            let shown = directory.display().to_string();
-            let exported =
-                crate::pool::unblock(move || store.export(committed, own, &directory)).await;
-            let result = match (exported, spec) {
-                (Err(error), _) => Err(error),
-                (Ok(true), Some(Ok(spec))) => {
-                    let ran = command::run(&spec, super::COMMAND_TIMEOUT).await;
-                    outcome(&spec, &ran).map_err(|why| format!("on_change: {why}"))
-                }
-                (Ok(true), Some(Err(why))) => Err(format!("on_change: {why}")),
-                (Ok(_), _) => Ok(()),
-            };
-            if let Err(error) = result {
-                let text = format!("opamp.credentials: {shown}: {error}");
-                inbox.log(Tone::Warning, text).await;
-            }
-        };
-        self.executor.spawn(exporting).detach();
     }
 
     pub(super) fn make_request(&mut self, common_name: String, key: KeyKind) {
@@ -117,7 +78,7 @@ impl Runtime<'_> {
 }
 
 /// What a certificate file says of itself.
-fn facts(file: &std::path::Path) -> Option<Facts> {
+fn facts(file: &Path) -> Option<Facts> {
     if fs::metadata(file).ok()?.len() > MAX_PEM {
         return None;
     }
@@ -132,7 +93,7 @@ pub(super) fn stage(
     candidate: &Candidate,
     known: &[Digest],
     own: &Server,
-    directory: &PathBuf,
+    directory: &Path,
     uid: Option<Uid>,
 ) -> Staged {
     let judging = |files: &Files<'_>| match (files.certificate, &files.key) {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use smol::channel::Receiver;
 
 use super::{Inbox, Input, credentials};
-use crate::agent::connection;
 use crate::agent::Event;
+use crate::agent::connection;
 use crate::agent::identity::Kept;
 use crate::agent::rollout::{Candidate, Digest, Generation, Memory};
 use crate::agent::session::Tone;

@@ -108,8 +108,6 @@ pub struct Tls {
     pub min_version: TlsVersion,
     /// Highest version to speak.
     pub max_version: TlsVersion,
-    /// Those that may be used, as IANA names them; empty: all. Only an offer names some.
-    pub cipher_suites: Vec<String>,
     /// SHA-256 of SubjectPublicKeyInfo; any match in the chain; empty: no pinning.
     pub pinned_spki_sha256: Vec<[u8; 32]>,
     /// No verification at all; warned about at each connect.

@@ -832,6 +832,11 @@ impl World {
                 }
                 // No rule here says so, and nothing is signed.
                 Action::Substitute(_) | Action::Obtain(_) | Action::Prepare { .. } => {}
+                // Connections are offered in tests/connection_model.rs.
+                Action::UseCredentials
+                | Action::StageConnection { .. }
+                | Action::RememberConnection(_)
+                | Action::MakeRequest { .. } => {}
                 Action::Activate(generation) => {
                     assert_eq!(self.activating, 0, "two swaps at once");
                     self.activating += 1;

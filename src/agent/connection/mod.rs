@@ -551,7 +551,9 @@ impl Connections {
                 let reason = reason.clone();
                 if self.is_over(now) {
                     let hours = KEPT.as_secs() / 3600;
-                    let text = format!("no server answered for {hours} h, with it or without it: {reason}");
+                    let text = format!(
+                        "no server answered for {hours} h, with it or without it: {reason}"
+                    );
                     return self.condemn(text, out);
                 }
                 if self.falls_back(now) {

@@ -112,8 +112,7 @@ impl Bench<'_> {
                 "certificate: the state directory is on {volatile}, and would lose it at the next start"
             ));
         }
-        let some =
-            |bytes: &bytes::Bytes| Some(bytes).filter(|bytes| !bytes.is_empty()).cloned();
+        let some = |bytes: &bytes::Bytes| Some(bytes).filter(|bytes| !bytes.is_empty()).cloned();
         to.certificate =
             Some(some(&offered.cert).ok_or("certificate: cert is empty; allowed is a PEM chain")?);
         to.private_key = some(&offered.private_key).map(Secret::new);

@@ -140,7 +140,6 @@ fn tls(section: &mut Section<'_, '_, '_>) -> Tls {
         include_system_ca_certs_pool: section.truth("include_system_ca_certs_pool", false),
         min_version,
         max_version,
-        cipher_suites: Vec::new(),
         pinned_spki_sha256: section.list("pinned_spki_sha256", "a list of digests in base64", pin),
         insecure_skip_verify: section.truth("insecure_skip_verify", false),
         cipher_suites: Vec::new(),
