@@ -25,12 +25,12 @@ use chiton_proto::{
 
 use self::memory::{Attempt, Generation, Memory};
 use self::offer::{Bench, Offered};
-use self::overlay::{Candidate, Overlay, Staged};
+use self::overlay::{Candidate, Material, Overlay, Staged};
 use super::cut;
 use super::rollout::{self, Digest, Outcome};
 use super::session::{LinkError, LinkErrorKind, News, Tone};
 use crate::clock::{self, Mono, Now};
-use crate::settings::{Enroll, Server};
+use crate::settings::{Connection, Enroll, Server, connection_of};
 
 /// Below the state directory: the generations and the record.
 pub const DIRECTORY: &str = "connection";
@@ -230,9 +230,7 @@ impl Connections {
     pub fn server(&self) -> Server {
         let own = &self.rules.own;
         let laid = |overlay: &Overlay, generation: Option<Generation>| match generation {
-            Some(generation) => {
-                overlay.lay_over(own, &self.rules.directory.join(generation.number.to_string()))
-            }
+            Some(_) => overlay.lay_over(own, &self.files_of(generation)),
             None => own.clone(),
         };
         match (self.way, &self.candidate) {
@@ -240,6 +238,12 @@ impl Connections {
             (Way::Committed, _) => laid(&self.committed, self.memory.committed),
             _ => own.clone(),
         }
+    }
+
+    /// Where the files of a generation are.
+    fn files_of(&self, generation: Option<Generation>) -> PathBuf {
+        let number = generation.map_or(0, |generation| generation.number);
+        self.rules.directory.join(number.to_string())
     }
 
     /// Which connection that is.
@@ -369,21 +373,19 @@ impl Connections {
         let bench = Bench { own: &self.rules.own, base: below, volatile: self.volatile };
         let taken = match &offers.opamp {
             Some(opamp) => bench.take(opamp),
-            None => Ok(Offered { overlay: below.clone(), material: Default::default() }),
+            None => Ok(Offered { overlay: below.clone(), material: Material::default() }),
         };
         let Offered { overlay, material } = match taken {
             Ok(offered) => offered,
             Err(reason) => return self.note(hash, Outcome::Failed(cut(reason)), now, out),
         };
-        let beat = Overlay {
-            heartbeat: below.heartbeat,
-            over: overlay::Own { heartbeat: below.over.heartbeat, ..overlay.over },
-            ..overlay.clone()
-        };
-        let quiet = material == Default::default() && beat == *below;
-        if quiet && overlay == *below {
+        let now_in_use = self.server();
+        let laid = overlay.lay_over(&self.rules.own, &self.files_of(base));
+        let same_files = material == Material::default();
+        if same_files && laid == now_in_use {
             return self.note(hash, Outcome::Applied, now, out);
         }
+        let quiet = same_files && connection_of(&now_in_use, &laid) == Connection::Kept;
         let known = self.memory.committed.iter().map(|generation| generation.digest);
         let known = known.chain(self.memory.failed.iter().map(|failed| failed.digest)).collect();
         let candidate = Candidate { overlay: overlay.clone(), material, base };
