@@ -334,8 +334,8 @@ fn ends(edge: &Edge, flow: &Flow) -> Done {
 }
 
 /// Images after a cut that are tried, of the thousands of subsets of what was removed and never flushed.
-const MOST_A_STEP: usize = 30;
-const MOST_A_START: usize = 3;
+const MOST_A_STEP: usize = 20;
+const MOST_A_START: usize = 2;
 
 /// What stands on the disk before a flow, and what was promised by then.
 fn base(flow: &Flow) -> (Image, Edge) {
