@@ -239,6 +239,10 @@ impl<'a> Runtime<'a> {
         let recovered = store.recover();
         clock::raise_floor(recovered.memory.packages.seen);
         problems.extend(recovered.problems);
+        problems.extend(store.is_volatile().map(|on| {
+            let at = settings.state_dir.display();
+            format!("opamp.state_dir {at} is on {on}: uid, configurations and certificates are lost with the power")
+        }));
         for problem in deferred.iter().chain(&problems) {
             log.write(Level::Error, problem, now.wall);
         }
