@@ -65,8 +65,10 @@ pub struct LinkError {
 /// Whose doing it was, as far as it matters for trying again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkErrorKind {
-    /// Network, name, TLS, refusal: try again with back-off.
+    /// Not reached, or lost: try again with back-off.
     Failed,
+    /// Reached, but one does not accept the other: TLS, 401, 403. Tried again as what failed is; a candidate is judged by it.
+    Refused,
     /// The server asked for time: 429, 503 (opamp-spec L3539), with what Retry-After said.
     Throttled(Option<Duration>),
     /// The peer broke the protocol and we dropped it: never reconnect at once.
@@ -709,11 +711,8 @@ impl Session {
             self.failures = 0;
         }
         // opamp-spec L3416: reconnect at once, but never in a loop.
-        let wait = if settled && error.kind == LinkErrorKind::Failed {
-            Duration::ZERO
-        } else {
-            self.next_wait(error.kind)
-        };
+        let at_once = matches!(error.kind, LinkErrorKind::Failed | LinkErrorKind::Refused);
+        let wait = if settled && at_once { Duration::ZERO } else { self.next_wait(error.kind) };
         self.fail(error.text, now.mono.after(wait), wait, out);
     }
 
