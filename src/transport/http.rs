@@ -229,9 +229,11 @@ impl Link<'_> {
         let unsent = send(stream, head, body, patience).await.err();
         match within(patience, http1::final_head(stream)).await {
             Some(Ok(head)) => Ok(head),
-            Some(Err(NoHead { text, silent })) => {
+            Some(Err(NoHead { text, silent, kind })) => {
+                // Where TLS says why, sending failed for that reason.
+                let unsent = unsent.filter(|_| kind == LinkErrorKind::Failed);
                 let text = unsent.map_or(text, |error| format!("sending: {error}"));
-                Err(Trouble { error: self.failed(&text), unheard: silent })
+                Err(Trouble { error: self.error(&text, kind), unheard: silent })
             }
             None => {
                 let text = match unsent {

@@ -19,8 +19,10 @@ use futures_rustls::rustls::{
 use sha2::{Digest, Sha256};
 
 use super::websocket::base64;
+use crate::credentials::certificate::Certificate;
+use crate::credentials::judge::MAX_CHAIN;
 
-/// The normal checks, then the pins.
+/// The normal checks, told in words, then the pins, where there are any.
 #[derive(Debug)]
 pub(super) struct Pinned {
     inner: Arc<dyn ServerCertVerifier>,
@@ -48,6 +50,9 @@ impl Pinned {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
+        if self.pins.is_empty() {
+            return Ok(());
+        }
         let leaf = ParsedCertificate::try_from(end_entity)?;
         let own = <[u8; 32]>::from(Sha256::digest(leaf.subject_public_key_info()));
         if self.pins.contains(&own) {
@@ -98,6 +103,43 @@ impl fmt::Display for Unpinned {
 
 impl core::error::Error for Unpinned {}
 
+/// Nobody that is trusted stands behind a chain: in words, why.
+#[derive(Debug)]
+pub(super) struct Untrusted(String);
+
+impl Untrusted {
+    fn of(end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Self {
+        let sent: Vec<_> =
+            intermediates.iter().take(MAX_CHAIN).flat_map(|der| Certificate::parse(der)).collect();
+        let Ok(leaf) = Certificate::parse(end_entity) else {
+            return Self("the server's certificate is broken".to_owned());
+        };
+        if leaf.issuer == leaf.subject {
+            return Self(
+                "the server's certificate is self-signed and not one of the trusted (unknown issuer)".to_owned(),
+            );
+        }
+        let mut last = &leaf;
+        for _ in 0..MAX_CHAIN {
+            let Some(above) = sent.iter().find(|above| above.subject == last.issuer) else { break };
+            last = above;
+        }
+        let name = last.issuer_name().unwrap_or("?");
+        Self(format!(
+            "the server's certificate is not signed by a trusted CA (unknown issuer): its chain ends at {name:?}; is \
+             opamp.server.tls.ca_file the right one, and does the server send its intermediate certificates?"
+        ))
+    }
+}
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl core::error::Error for Untrusted {}
+
 impl ServerCertVerifier for Pinned {
     fn verify_server_cert(
         &self,
@@ -113,7 +155,14 @@ impl ServerCertVerifier for Pinned {
             server_name,
             ocsp_response,
             now,
-        )?;
+        );
+        let verified = verified.map_err(|error| match error {
+            Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                let why = OtherError(Arc::new(Untrusted::of(end_entity, intermediates)));
+                Error::InvalidCertificate(CertificateError::Other(why))
+            }
+            error => error,
+        })?;
         self.verify(end_entity, intermediates, now)?;
         Ok(verified)
     }
