@@ -276,6 +276,11 @@ mod tests {
                 .unwrap();
         assert_eq!(config.database, Database::File("f".into()));
         assert_eq!(config.tls.unwrap().client_ca, Some("a".into()));
+        let words = ["run", "--db=f", "--ca-dir=d", "--approve=auto", "--cert-days", "30s"];
+        let authority = parsed(&words).unwrap().authority.unwrap();
+        assert_eq!(authority.files, AuthorityFiles::Directory("d".into()));
+        assert_eq!(authority.approval, Approval::Auto);
+        assert_eq!(authority.lifetime, Duration::from_secs(30));
         let words = ["run", "--db=f", "--public-url=https://f:1/x", "--max-package-size", "3MiB"];
         let config = parsed(&words).unwrap();
         assert_eq!(config.public_url.as_deref(), Some("https://f:1/x"));
@@ -297,6 +302,15 @@ mod tests {
             (&["run", "--max-package-size", "0"], "such as"),
             (&["run", "--max-package-size", "9MB"], "such as"),
             (&["run", "--max-package-size", "99999999999999GiB"], "such as"),
+            (&["run", "--client-auth", "optional"], "needs --tls-cert"),
+            (&["run", "--client-auth", "maybe"], "optional or required"),
+            (&["run", "--approve", "auto"], "need --ca-dir"),
+            (&["run", "--ca-dir", "d", "--approve", "perhaps"], "auto or manual"),
+            (&["run", "--ca-dir", "d", "--ca-cert", "c"], "either --ca-dir"),
+            (&["run", "--ca-cert", "c"], "either --ca-dir"),
+            (&["run", "--ca-dir", "d", "--cert-days", "0"], "such as 30s"),
+            (&["run", "--ca-dir", "d", "--cert-days", "9h"], "such as 30s"),
+            (&["run", "--ca-dir", "d", "--cert-name", "edge"], "{instance_uid}"),
             (&["run", "--tls-cert", "c"], "go together"),
             (&["run", "--client-ca", "c"], "needs --tls-cert"),
         ] {

@@ -390,9 +390,7 @@ impl Credentials {
             return None;
         }
         let due = offer.to_wire();
-        if !offer.sent
-            && let Some(offer) = &mut self.change(uid).offer
-        {
+        if !reports && let Some(offer) = &mut self.change(uid).offer {
             offer.sent = true;
         }
         due

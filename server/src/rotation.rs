@@ -150,7 +150,7 @@ impl Rotation {
         match outcome {
             Outcome::Applied if member.state != State::Applied => {
                 self.set(uid, |member| {
-                    (member.state, member.error) = (State::Applied, String::new())
+                    (member.state, member.error) = (State::Applied, String::new());
                 });
             }
             Outcome::Failed(why) if member.state == State::Offered => self.fail(uid, why),

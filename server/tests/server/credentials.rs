@@ -574,7 +574,7 @@ async fn an_authority_that_is_not_one_is_named() {
         let authority = AuthorityConfig { files, ..AuthorityConfig::new(at("unused")) };
         match Server::start(Config { authority: Some(authority), ..quiet() }).await {
             Err(error @ StartError::Authority(_)) => {
-                assert!(error.to_string().contains(part), "{error}")
+                assert!(error.to_string().contains(part), "{error}");
             }
             other => panic!("{part}: {other:?}"),
         }
