@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod cli;
 pub mod clock;
+pub mod gzip;
 pub mod host;
 pub mod json;
 pub mod log;
@@ -17,6 +18,7 @@ pub mod reactor;
 pub mod runtime;
 pub mod secret;
 pub mod settings;
+pub mod sha256;
 pub mod signature;
 pub mod status;
 pub mod store;

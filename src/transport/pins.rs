@@ -16,9 +16,10 @@ use futures_rustls::rustls::server::ParsedCertificate;
 use futures_rustls::rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
-use sha2::{Digest, Sha256};
 
 use super::websocket::base64;
+
+use crate::sha256::Sha256;
 
 /// The normal checks, then the pins.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ impl Pinned {
         now: UnixTime,
     ) -> Result<(), Error> {
         let leaf = ParsedCertificate::try_from(end_entity)?;
-        let own = <[u8; 32]>::from(Sha256::digest(leaf.subject_public_key_info()));
+        let own = Sha256::digest(leaf.subject_public_key_info());
         if self.pins.contains(&own) {
             return Ok(());
         }
@@ -76,7 +77,10 @@ fn digest_of(anchor: &TrustAnchor<'_>) -> [u8; 32] {
         (0, _) => &[0x30, 0x81, low],
         _ => &[0x30, 0x82, high, low],
     };
-    Sha256::new().chain_update(header).chain_update(content).finalize().into()
+    let mut hash = Sha256::new();
+    hash.update(header);
+    hash.update(content);
+    hash.finalize()
 }
 
 /// No pinned key in the chain.
@@ -176,7 +180,7 @@ mod tests {
     }
 
     fn pin(key: &KeyPair) -> [u8; 32] {
-        Sha256::digest(key.subject_public_key_info()).into()
+        Sha256::digest(key.subject_public_key_info())
     }
 
     impl Chain {
@@ -306,7 +310,7 @@ mod tests {
                 name_constraints: None,
             };
             let whole = [header, &content].concat();
-            assert_eq!(digest_of(&anchor), <[u8; 32]>::from(Sha256::digest(whole)));
+            assert_eq!(digest_of(&anchor), Sha256::digest(whole));
         }
     }
 }
