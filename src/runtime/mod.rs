@@ -4,6 +4,7 @@
 //! threads that end when they have nothing to do.
 
 mod disk;
+mod executor;
 mod external;
 mod keys;
 mod link;
@@ -24,7 +25,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
-use smol::LocalExecutor;
+
 use smol::channel::{Receiver, Sender, bounded};
 
 use crate::agent::identity::{self, Choice, Kept};
@@ -51,6 +52,7 @@ use crate::workload::identity::Identity;
 use crate::workload::placeholders::{self, Places};
 use crate::workload::reap::{self, Exit, ExitKind};
 use crate::workload::spawn::{Child, Spec};
+use executor::Executor;
 use external::External;
 use link::{Link, Links, Task};
 use measure::Measures;
@@ -125,7 +127,7 @@ pub struct Start {
 /// # Errors
 /// When it cannot begin: the state directory is another agent's, or the kernel refuses what it needs.
 pub fn run(start: Start) -> Result<(), Fatal> {
-    let executor = Rc::new(LocalExecutor::new());
+    let executor = Rc::new(Executor::new());
     let (inputs, received) = bounded(INBOX);
     let inbox = Rc::new(Inbox { inputs });
     let signals = signals().map_err(|error| Fatal(format!("signals: {error}")))?;
@@ -159,7 +161,7 @@ struct Runtime<'a> {
     notify: Notify,
     limiter: RefCell<Limiter>,
     log: Log,
-    executor: Rc<LocalExecutor<'a>>,
+    executor: Rc<Executor<'a>>,
     inbox: Rc<Inbox>,
     agent: Agent,
     store: Arc<Store>,
@@ -203,7 +205,7 @@ impl<'a> Runtime<'a> {
         loaded: Loaded,
         file: PathBuf,
         log: Log,
-        executor: Rc<LocalExecutor<'a>>,
+        executor: Rc<Executor<'a>>,
         inbox: Rc<Inbox>,
     ) -> Result<Self, Fatal> {
         let now = now();

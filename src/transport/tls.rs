@@ -12,22 +12,25 @@ use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixT
 use futures_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
-use futures_rustls::rustls::client::{Resumption, WebPkiServerVerifier};
-use futures_rustls::rustls::crypto::{
-    CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature,
+use futures_rustls::rustls::client::{
+    Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name,
 };
+use futures_rustls::rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
+use futures_rustls::rustls::server::ParsedCertificate;
 use futures_rustls::rustls::time_provider::TimeProvider;
 use futures_rustls::rustls::version::{TLS12, TLS13};
 use futures_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, OtherError,
     RootCertStore, SignatureScheme, SupportedProtocolVersion,
 };
-use sha2::{Digest, Sha256};
 use smol::io::{AsyncRead, AsyncWrite};
 
 use super::pins::{Pinned, Unpinned};
 use crate::clock;
 use crate::settings::{Tls, TlsVersion};
+use crate::sha256::Sha256;
 
 /// Largest PEM file that is read.
 pub const MAX_PEM: u64 = 1 << 20;
@@ -109,7 +112,7 @@ impl Files {
             hasher.update(u64::try_from(file.len()).unwrap_or(u64::MAX).to_be_bytes());
             hasher.update(file);
         }
-        hasher.finalize().into()
+        hasher.finalize()
     }
 }
 
@@ -130,13 +133,10 @@ fn configure(tls: &Tls, files: &Files, of: [u8; 32]) -> Result<Made, String> {
         false => roots(tls, files)?,
     };
     let trusted = Arc::new(trusted);
-    let normal: Arc<dyn ServerCertVerifier> = if tls.insecure_skip_verify {
-        Arc::new(Unverified(Arc::clone(&provider)))
-    } else {
-        WebPkiServerVerifier::builder_with_provider(Arc::clone(&trusted), Arc::clone(&provider))
-            .build()
-            .map_err(|error| format!("TLS roots: {error}"))?
-    };
+    let normal: Arc<dyn ServerCertVerifier> = Arc::new(Normal {
+        roots: (!tls.insecure_skip_verify).then(|| Arc::clone(&trusted)),
+        algorithms,
+    });
     let with = |verifier: &Arc<dyn ServerCertVerifier>, certificate: bool| {
         client_config(tls, files, &provider, verifier, certificate).map(Arc::new)
     };
@@ -289,19 +289,29 @@ impl TimeProvider for Clock {
     }
 }
 
-/// `insecure_skip_verify`: any certificate, but the peer must hold its key.
+/// The normal checks. Not rustls' own verifier: it brings revocation lists, 16 KB that we never hand it.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct Normal {
+    /// [`None`]: `insecure_skip_verify`, any certificate will do, but the peer must hold its key.
+    roots: Option<Arc<RootCertStore>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
 
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for Normal {
     fn verify_server_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
-        _now: UnixTime,
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        if let Some(roots) = &self.roots {
+            let leaf = ParsedCertificate::try_from(end_entity)?;
+            let all = self.algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, all)?;
+            verify_server_name(&leaf, server_name)?;
+        }
         Ok(ServerCertVerified::assertion())
     }
 
@@ -311,7 +321,7 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, cert, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -320,10 +330,10 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, cert, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
