@@ -1,11 +1,9 @@
 //! OpAMP over plain HTTP: one POST at a time, on a connection that is kept while the server allows it.
 
 use core::time::Duration;
-use std::io::{self, Write};
+use std::io;
 
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use smol::channel::{Receiver, Sender};
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -15,6 +13,7 @@ use super::{HEADER, Incoming, LinkError, Outgoing, Plan, Stream, body, open};
 use crate::agent::session::LinkErrorKind;
 use crate::agent::uid::Uid;
 use crate::clock;
+use crate::gzip;
 use crate::reactor::within;
 
 /// A body of fewer bytes is not worth packing.
@@ -297,13 +296,8 @@ async fn pack(body: &Bytes) -> Option<Bytes> {
         return None;
     }
     let plain = body.clone();
-    let packed = crate::pool::unblock(move || {
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-        gzip.write_all(&plain)?;
-        gzip.finish()
-    });
-    let packed = packed.await.ok().filter(|packed| packed.len() < body.len())?;
-    Some(packed.into())
+    let packed = crate::pool::unblock(move || gzip::pack(&plain)).await;
+    (packed.len() < body.len()).then(|| packed.into())
 }
 
 async fn send(stream: &mut Stream, head: &str, body: &[u8], stall: Duration) -> io::Result<()> {
