@@ -23,6 +23,8 @@ pub struct Surroundings {
     pub resident: Option<u64>,
     /// What is wrong with the settings file, the connection's credentials or the state directory.
     pub problems: Vec<String>,
+    /// What is worth a word.
+    pub notes: Vec<String>,
     /// Seconds since the agent started.
     pub uptime: u64,
 }
@@ -46,6 +48,7 @@ pub fn document(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
             "memory",
             Json::object([("resident_bytes", Json::or_null(around.resident.map(Json::Number)))]),
         ),
+        ("notes", Json::List(around.notes.iter().map(Json::text).collect())),
         ("problems", Json::List(around.problems.iter().map(Json::text).collect())),
     ])
 }

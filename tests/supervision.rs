@@ -564,6 +564,29 @@ fn a_user_that_is_not_there_stops_the_workload_and_not_the_agent() {
     agent.stop();
 }
 
+/// N0. Where this machine has no tmpfs there is nothing to see.
+#[test]
+fn a_state_directory_that_is_lost_with_the_power_is_said() {
+    let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return };
+    let is_tmpfs = fs::read_to_string("/proc/self/mounts").unwrap();
+    if !is_tmpfs.lines().any(|line| line.contains(" /dev/shm tmpfs ")) {
+        return;
+    }
+    let home = Home::new();
+    std::os::unix::fs::symlink(memory.path(), home.path("state")).unwrap();
+    settle(&home, &Settings::default());
+    let agent = start(&home);
+    let workload = home.workload(1);
+    agent.logs(&["WARN", "opamp.state_dir", "is on tmpfs"]);
+    let (status, code) = agent.status();
+    let notes = format!("{:?}", status.get("notes"));
+    assert_eq!(notes.matches("is on tmpfs").count(), 1, "{notes}");
+    // A device may well be built so.
+    assert_eq!(code, Some(0));
+    assert!(is_alive(workload));
+    agent.stop();
+}
+
 #[test]
 fn a_capability_that_does_not_exist_is_refused() {
     let home = Home::new();

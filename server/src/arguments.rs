@@ -4,9 +4,17 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use chiton_server::{Config, Database, RestExposure, TlsFiles};
+use chiton_server::{
+    Approval, AuthorityConfig, AuthorityFiles, ClientAuth, Config, Database, RestExposure, TlsFiles,
+};
 use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+
+/// Longest lifetime of a certificate, seconds.
+const MAX_LIFETIME: u64 = 3650 * 86_400;
+/// Bytes of a template of names: a uid is 22 bytes longer than what stands for it, and 64 are a name's bound.
+const MAX_NAME: usize = 42;
 
 const HELP: &str = "\
 chiton-server: a small OpAMP control plane
@@ -29,6 +37,17 @@ OPTIONS
   --tls-cert FILE     certificate chain for agents, PEM; with --tls-key
   --tls-key FILE      its private key, PEM
   --client-ca FILE    agents must show a certificate from this authority, PEM
+  --client-auth WORD  optional or required: whether they must show one. [default:
+                      required with --client-ca, else optional with --ca-dir]
+  --ca-dir DIR        be a certificate authority for agents: ca.pem and ca.key in
+                      DIR, made once. Its certificates are taken as --client-ca's are
+  --ca-cert FILE --ca-key FILE   the same with an authority that you have, PEM
+  --approve WORD      manual: a person approves requests, by REST or on the page;
+                      auto: the server does, for whoever asks in an agent's name. For
+                      demos, or where the first connection is trusted [default: manual]
+  --cert-days N       how long certificates are valid; 30s is seconds   [default: 90]
+  --cert-name NAME    the common name that a request must have
+                                                      [default: {instance_uid}]
   --public-url URL    how agents reach --opamp, where a proxy is in between: packages
                       are downloaded from URL/packages/…   [default: the host that the
                       agent asked for; https with --tls-cert]
@@ -64,6 +83,7 @@ pub(crate) enum Command {
 pub(crate) fn parse(mut arguments: lexopt::Parser) -> Result<Command, lexopt::Error> {
     let mut config = Config::default();
     let (mut run, mut database) = (false, None);
+    let mut authority = Authority::default();
     let (mut cert, mut key, mut client_ca) = (None::<PathBuf>, None::<PathBuf>, None::<PathBuf>);
     while let Some(argument) = arguments.next()? {
         match argument {
@@ -79,6 +99,33 @@ pub(crate) fn parse(mut arguments: lexopt::Parser) -> Result<Command, lexopt::Er
             Long("tls-cert") => cert = Some(arguments.value()?.into()),
             Long("tls-key") => key = Some(arguments.value()?.into()),
             Long("client-ca") => client_ca = Some(arguments.value()?.into()),
+            Long("client-auth") => {
+                config.client_auth = match arguments.value()?.string()?.as_str() {
+                    "optional" => ClientAuth::Optional,
+                    "required" => ClientAuth::Required,
+                    other => {
+                        return Err(format!("--client-auth {other:?}: optional or required").into());
+                    }
+                };
+            }
+            Long("ca-dir") => authority.directory = Some(arguments.value()?.into()),
+            Long("ca-cert") => authority.cert = Some(arguments.value()?.into()),
+            Long("ca-key") => authority.key = Some(arguments.value()?.into()),
+            Long("approve") => {
+                authority.approval = Some(match arguments.value()?.string()?.as_str() {
+                    "auto" => Approval::Auto,
+                    "manual" => Approval::Manual,
+                    other => return Err(format!("--approve {other:?}: auto or manual").into()),
+                });
+            }
+            Long("cert-days") => authority.lifetime = Some(days(&arguments.value()?.string()?)?),
+            Long("cert-name") => {
+                let name = arguments.value()?.string()?;
+                if !name.contains("{instance_uid}") || name.len() > MAX_NAME {
+                    return Err("--cert-name: it must have {instance_uid} in it, and at most 64 bytes with it".into());
+                }
+                authority.name = Some(name);
+            }
             Long("public-url") => config.public_url = Some(public_url(arguments.value()?)?),
             Long("max-package-size") => {
                 config.limits.max_package_size = size("--max-package-size", arguments.value()?)?;
@@ -95,11 +142,62 @@ pub(crate) fn parse(mut arguments: lexopt::Parser) -> Result<Command, lexopt::Er
         (None, None, Some(_)) => return Err("--client-ca needs --tls-cert and --tls-key".into()),
         _ => return Err("--tls-cert and --tls-key go together".into()),
     };
+    config.authority = authority.check()?;
+    if config.client_auth != ClientAuth::Default
+        && (config.tls.is_none()
+            || (config.authority.is_none()
+                && config.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none())))
+    {
+        return Err("--client-auth needs --tls-cert, and --client-ca or --ca-dir".into());
+    }
     config.database = match database {
         Some(database) => database,
         None => default_database(env::var_os("XDG_DATA_HOME"), env::var_os("HOME"))?,
     };
     Ok(Command::Run(Box::new(config)))
+}
+
+/// What was said of the authority.
+#[derive(Default)]
+struct Authority {
+    directory: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    approval: Option<Approval>,
+    lifetime: Option<Duration>,
+    name: Option<String>,
+}
+
+impl Authority {
+    fn check(self) -> Result<Option<AuthorityConfig>, lexopt::Error> {
+        let files = match (self.directory, self.cert, self.key) {
+            (Some(directory), None, None) => AuthorityFiles::Directory(directory),
+            (None, Some(cert), Some(key)) => AuthorityFiles::Given { cert, key },
+            (None, None, None) => {
+                if self.approval.is_some() || self.lifetime.is_some() || self.name.is_some() {
+                    return Err("--approve, --cert-days and --cert-name need --ca-dir".into());
+                }
+                return Ok(None);
+            }
+            _ => return Err("either --ca-dir, or --ca-cert and --ca-key together".into()),
+        };
+        let mut config = AuthorityConfig { files, ..AuthorityConfig::new(PathBuf::new()) };
+        config.approval = self.approval.unwrap_or(config.approval);
+        config.lifetime = self.lifetime.unwrap_or(config.lifetime);
+        config.common_name = self.name.unwrap_or(config.common_name);
+        Ok(Some(config))
+    }
+}
+
+/// Days, or seconds with an `s`.
+fn days(text: &str) -> Result<Duration, lexopt::Error> {
+    let (number, unit) = text.strip_suffix('s').map_or((text, 86_400), |seconds| (seconds, 1));
+    let number: Option<u64> = number.parse().ok();
+    let seconds = number.and_then(|number| number.checked_mul(unit));
+    let seconds = seconds.filter(|seconds| (1..=MAX_LIFETIME).contains(seconds));
+    let wrong =
+        || format!("--cert-days {text:?}: it must be days, 1 to 3650, or seconds such as 30s");
+    seconds.map(Duration::from_secs).ok_or_else(|| wrong().into())
 }
 
 fn address(option: &str, value: OsString) -> Result<SocketAddr, lexopt::Error> {
@@ -178,6 +276,11 @@ mod tests {
                 .unwrap();
         assert_eq!(config.database, Database::File("f".into()));
         assert_eq!(config.tls.unwrap().client_ca, Some("a".into()));
+        let words = ["run", "--db=f", "--ca-dir=d", "--approve=auto", "--cert-days", "30s"];
+        let authority = parsed(&words).unwrap().authority.unwrap();
+        assert_eq!(authority.files, AuthorityFiles::Directory("d".into()));
+        assert_eq!(authority.approval, Approval::Auto);
+        assert_eq!(authority.lifetime, Duration::from_secs(30));
         let words = ["run", "--db=f", "--public-url=https://f:1/x", "--max-package-size", "3MiB"];
         let config = parsed(&words).unwrap();
         assert_eq!(config.public_url.as_deref(), Some("https://f:1/x"));
@@ -199,6 +302,15 @@ mod tests {
             (&["run", "--max-package-size", "0"], "such as"),
             (&["run", "--max-package-size", "9MB"], "such as"),
             (&["run", "--max-package-size", "99999999999999GiB"], "such as"),
+            (&["run", "--client-auth", "optional"], "needs --tls-cert"),
+            (&["run", "--client-auth", "maybe"], "optional or required"),
+            (&["run", "--approve", "auto"], "need --ca-dir"),
+            (&["run", "--ca-dir", "d", "--approve", "perhaps"], "auto or manual"),
+            (&["run", "--ca-dir", "d", "--ca-cert", "c"], "either --ca-dir"),
+            (&["run", "--ca-cert", "c"], "either --ca-dir"),
+            (&["run", "--ca-dir", "d", "--cert-days", "0"], "such as 30s"),
+            (&["run", "--ca-dir", "d", "--cert-days", "9h"], "such as 30s"),
+            (&["run", "--ca-dir", "d", "--cert-name", "edge"], "{instance_uid}"),
             (&["run", "--tls-cert", "c"], "go together"),
             (&["run", "--client-ca", "c"], "needs --tls-cert"),
         ] {

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 /// Milliseconds since 1970, UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Moment(u64);
 
 impl Moment {
@@ -32,6 +35,21 @@ impl Moment {
     /// A time that a peer gave in nanoseconds.
     pub(crate) fn from_nanos(nanos: u64) -> Self {
         Self(nanos / 1_000_000)
+    }
+
+    /// A time in whole seconds, as certificates have it.
+    pub(crate) fn from_seconds(seconds: i64) -> Self {
+        Self(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000))
+    }
+
+    /// So much later.
+    pub(crate) fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// So much earlier, in 1970 at the earliest.
+    pub(crate) fn before(self, wait: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
     }
 
     /// How long ago `earlier` was; zero when the clock stepped back.

@@ -29,6 +29,10 @@ pub struct Config {
     pub database: Database,
     /// TLS for agents; `None` speaks plain text.
     pub tls: Option<TlsFiles>,
+    /// What certificates agents are asked for, where `tls` is given.
+    pub client_auth: ClientAuth,
+    /// The authority that makes certificates for agents; `None`: this server makes none.
+    pub authority: Option<AuthorityConfig>,
     /// How agents reach this server, such as `https://fleet.example.com:4320`, for the URLs of packages. `None` uses
     /// what each agent asked for: the Host header, and https where `tls` is given.
     pub public_url: Option<String>,
@@ -47,6 +51,8 @@ impl Default for Config {
             rest_exposure: RestExposure::LoopbackOnly,
             database: Database::Memory,
             tls: None,
+            client_auth: ClientAuth::Default,
+            authority: None,
             public_url: None,
             journal: Journal::Stderr,
             limits: Limits::default(),
@@ -104,6 +110,66 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// When given, agents must present a certificate from one of these authorities.
     pub client_ca: Option<PathBuf>,
+}
+
+/// Whether agents must show a certificate. One that is shown must be good, whatever is said here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Required where [`TlsFiles::client_ca`] is given; else optional where there is an authority; else not asked for.
+    Default,
+    /// They may come without one: how a new agent asks for its first.
+    Optional,
+    /// They may not.
+    Required,
+}
+
+/// The certificate authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorityConfig {
+    /// Where it is.
+    pub files: AuthorityFiles,
+    /// Who approves requests.
+    pub approval: Approval,
+    /// How long certificates are valid.
+    pub lifetime: Duration,
+    /// The common name that a request must have, with `{instance_uid}` in it.
+    pub common_name: String,
+}
+
+impl AuthorityConfig {
+    /// An authority in this directory: a person approves, certificates are valid for 90 days, the name is the uid.
+    #[must_use]
+    pub fn new(directory: PathBuf) -> Self {
+        Self {
+            files: AuthorityFiles::Directory(directory),
+            approval: Approval::Manual,
+            lifetime: Duration::from_secs(90 * 86_400),
+            common_name: "{instance_uid}".to_owned(),
+        }
+    }
+}
+
+/// Where the authority's certificate and key are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthorityFiles {
+    /// `ca.pem` and `ca.key` in this directory, made once.
+    Directory(PathBuf),
+    /// These PEM files.
+    Given {
+        /// Its certificate.
+        cert: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
+}
+
+/// Who approves requests for certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Approval {
+    /// The server, where the request is right: whoever reaches it is believed to be the agent that it says it is.
+    Auto,
+    /// A person, by REST or on the page.
+    Manual,
 }
 
 /// Bounds with their defaults.

@@ -5,15 +5,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chiton_proto::{
-    AgentCapabilities, AgentIdentification, AgentRemoteConfig, AgentToServer, EffectiveConfig,
-    PackagesAvailable, RemoteConfigStatuses, RetryInfo, ServerCapabilities, ServerErrorResponse,
-    ServerErrorResponseType, ServerToAgent, ServerToAgentFlags, server_error_response::Details,
+    AgentCapabilities, AgentIdentification, AgentRemoteConfig, AgentToServer,
+    ConnectionSettingsOffers, EffectiveConfig, PackagesAvailable, RemoteConfigStatuses, RetryInfo,
+    ServerCapabilities, ServerErrorResponse, ServerErrorResponseType, ServerToAgent,
+    ServerToAgentFlags, server_error_response::Details,
 };
 use prost::Message as _;
 
+use crate::authority::Signed;
 use crate::clock::Moment;
 use crate::config_set::{ConfigHash, ConfigSet};
+use crate::connection::Connection;
+use crate::credentials::{Credentials, Digest, Outcome};
 use crate::package::{Catalog, PackageOffer};
+use crate::rotation::Rotation;
 use crate::selector::{Labels, Selector};
 use crate::uid::InstanceUid;
 use crate::view;
@@ -23,7 +28,8 @@ pub(crate) const CAPABILITIES: u64 = ServerCapabilities::AcceptsStatus as u64
     | ServerCapabilities::OffersRemoteConfig as u64
     | ServerCapabilities::AcceptsEffectiveConfig as u64
     | ServerCapabilities::OffersPackages as u64
-    | ServerCapabilities::AcceptsPackagesStatus as u64;
+    | ServerCapabilities::AcceptsPackagesStatus as u64
+    | ServerCapabilities::OffersConnectionSettings as u64;
 
 /// Bytes of one agent's merged report that are kept in memory; its effective config is on disk only.
 const MAX_KEPT_REPORT: usize = 256 << 10;
@@ -83,6 +89,8 @@ pub(crate) struct Agent {
     offered: Option<ConfigHash>,
     /// The hash of all packages that was last offered over `link`.
     offered_packages: Option<ConfigHash>,
+    /// The hash of the connection settings that were last offered over `link`.
+    offered_connection: Option<Bytes>,
     labels: Labels,
     saved: Moment,
 }
@@ -99,6 +107,7 @@ impl Agent {
             failed: VecDeque::new(),
             offered: None,
             offered_packages: None,
+            offered_connection: None,
             saved: last_seen,
         }
     }
@@ -159,6 +168,11 @@ pub(crate) struct Fleet {
     /// Oldest first; targets differ.
     assignments: Vec<Assignment>,
     catalog: Catalog,
+    pub(crate) credentials: Credentials,
+    /// Oldest first; targets differ.
+    pub(crate) connections: Vec<Connection>,
+    /// Oldest first; one runs at most.
+    pub(crate) rotations: Vec<Rotation>,
     max_agents: usize,
 }
 
@@ -170,7 +184,7 @@ impl Fleet {
         catalog: Catalog,
         max_agents: usize,
     ) -> Self {
-        Self { agents, assignments, catalog, max_agents }
+        Self { agents, assignments, catalog, max_agents, ..Self::default() }
     }
 
     /// Takes one message in; the answer carries whatever the agent is to be told now.
@@ -187,6 +201,7 @@ impl Fleet {
         let goodbye = message.agent_disconnect.take().is_some();
         let complete = is_complete(&message);
         let carries_status = message.remote_config_status.is_some();
+        let connection_status = message.connection_settings_status.clone();
         changes.effective_config = message.effective_config.take();
         // Passing events, not state.
         message.custom_message = None;
@@ -223,6 +238,7 @@ impl Fleet {
         if agent.link != link || !agent.connected {
             agent.offered = None;
             agent.offered_packages = None;
+            agent.offered_connection = None;
         }
         agent.labels = view::labels(&merged);
         agent.report = merged;
@@ -232,6 +248,11 @@ impl Fleet {
         if carries_status {
             changes.failed = note_failure(agent);
         }
+        let settled = connection_status.and_then(|status| self.credentials.report(uid, &status));
+        self.note_connection(uid, settled, now);
+        let Some(agent) = self.agents.get_mut(&uid) else {
+            return (answer(uid), changes);
+        };
         // Without a description nothing tells which config is meant for it.
         let wants_full = wants_full || agent.report.agent_description.is_none();
         if substance || goodbye || now.since(agent.saved) >= SAVE_INTERVAL {
@@ -282,6 +303,7 @@ impl Fleet {
         if let Some(agent) = self.agents.get_mut(&uid) {
             agent.offered = None;
             agent.offered_packages = None;
+            agent.offered_connection = None;
         }
     }
 
@@ -347,8 +369,96 @@ impl Fleet {
     fn due(&mut self, uid: InstanceUid) -> Option<ServerToAgent> {
         let remote_config = self.offer(uid);
         let packages_available = self.offer_packages(uid);
-        let any = remote_config.is_some() || packages_available.is_some();
-        any.then(|| ServerToAgent { remote_config, packages_available, ..answer(uid) })
+        let connection_settings = self.offer_connection(uid);
+        let any = remote_config.is_some()
+            || packages_available.is_some()
+            || connection_settings.is_some();
+        any.then(|| ServerToAgent {
+            remote_config,
+            packages_available,
+            connection_settings,
+            ..answer(uid)
+        })
+    }
+
+    /// The connection settings that this agent is to be offered now.
+    pub(crate) fn offer_connection(
+        &mut self,
+        uid: InstanceUid,
+    ) -> Option<ConnectionSettingsOffers> {
+        let agent = self.agents.get_mut(&uid)?;
+        let labels = &agent.labels;
+        let mut connections = self.connections.iter().rev();
+        let assigned = connections.find(|connection| connection.target.matches(uid, labels));
+        if !agent.has(AgentCapabilities::AcceptsOpAmpConnectionSettings) {
+            return None;
+        }
+        let status = agent.report.connection_settings_status.as_ref();
+        let offer = self.credentials.due(
+            uid,
+            assigned.map(|connection| (connection.settings(), connection.digest())),
+            status.map(|status| &status.last_connection_settings_hash),
+            agent.has(AgentCapabilities::ReportsConnectionSettingsStatus),
+            agent.last_seen,
+        )?;
+        let under_way =
+            agent.link != Link::Http && agent.offered_connection.as_ref() == Some(&offer.hash);
+        if under_way {
+            return None;
+        }
+        agent.offered_connection = Some(offer.hash.clone());
+        Some(offer)
+    }
+
+    /// Offers a certificate that was made for this agent.
+    pub(crate) fn issue(
+        &mut self,
+        uid: InstanceUid,
+        signed: Signed,
+        authority: &str,
+        now: Moment,
+    ) -> Digest {
+        let labels = self.agents.get(&uid).map(|agent| &agent.labels);
+        let assigned = labels.and_then(|labels| {
+            self.connections.iter().rev().find(|connection| connection.target.matches(uid, labels))
+        });
+        let assigned = assigned.map(|connection| (connection.settings(), connection.digest()));
+        self.credentials.issue(uid, signed, authority, assigned, now)
+    }
+
+    /// Tells the rotations what became of an offer.
+    pub(crate) fn note_connection(
+        &mut self,
+        uid: InstanceUid,
+        settled: Option<(Digest, Outcome)>,
+        now: Moment,
+    ) {
+        let Some((hash, outcome)) = settled else { return };
+        for rotation in &mut self.rotations {
+            rotation.note(uid, hash, &outcome, now);
+        }
+    }
+
+    /// The rotation that runs, and whose turn it is; tries that took too long have failed.
+    pub(crate) fn turns(
+        &mut self,
+        now: Moment,
+        stale_after: Duration,
+    ) -> Option<(u64, Vec<InstanceUid>)> {
+        let rotation = self.rotations.iter_mut().find(|rotation| rotation.is_running())?;
+        rotation.expire(now);
+        let ready = |uid: InstanceUid| {
+            self.agents.get(&uid).is_some_and(|agent| {
+                agent.is_connected(now, stale_after)
+                    && agent.has(AgentCapabilities::AcceptsOpAmpConnectionSettings)
+            })
+        };
+        Some((rotation.id, rotation.next(ready)))
+    }
+
+    /// A rotation.
+    pub(crate) fn rotation(&mut self, id: u64) -> Option<&mut Rotation> {
+        self.rotations.iter_mut().find(|rotation| rotation.id == id)
     }
 
     /// The packages that this agent is to be offered now. It says which offer it took up, so one that it refused

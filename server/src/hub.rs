@@ -5,14 +5,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use chiton_proto::{AgentCapabilities, AgentToServer, AgentToServerFlags, ServerToAgent};
+use chiton_proto::{
+    AgentCapabilities, AgentToServer, AgentToServerFlags, ServerCapabilities, ServerToAgent,
+};
 use prost::Message as _;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::authority::{Authority, Identity};
 use crate::clock::Moment;
 use crate::config::{Config, Limits, RestExposure};
+use crate::credentials::{Credentials, Serial};
 use crate::depot::{Depot, DepotError, Incoming};
 use crate::fleet::{self, Agent, ConnectionId, Fleet, Link, Offers, Refusal};
 use crate::journal::Journal;
@@ -20,6 +24,8 @@ use crate::package::{Catalog, FileHash, Kind, Package, PackageId};
 use crate::selector::Selector;
 use crate::store::{Store, StoreError};
 use crate::uid::InstanceUid;
+
+mod credentials;
 
 /// Messages that wait for one connection; beyond it an offer waits for the agent's next report.
 const OUTGOING_QUEUE: usize = 16;
@@ -32,12 +38,15 @@ pub(crate) enum Outgoing {
     Probe(oneshot::Sender<()>),
     /// The peer did not answer a probe: end the connection.
     Drop,
+    /// The peer's certificate was revoked: say so and end the connection.
+    Revoked,
 }
 
 /// A WebSocket connection's place in the hub; leaving it marks its agents as disconnected.
 pub(crate) struct Line<'hub> {
     hub: &'hub Hub,
     base: Option<Arc<str>>,
+    identity: Option<Identity>,
     id: ConnectionId,
     /// The uid that each claimed or temporary uid was replaced by on this connection.
     renamed: BTreeMap<InstanceUid, InstanceUid>,
@@ -58,6 +67,7 @@ impl Drop for Line<'_> {
 struct Peer {
     sender: mpsc::Sender<Outgoing>,
     base: Option<Arc<str>>,
+    serial: Option<Serial>,
 }
 
 /// An offer that was taken.
@@ -99,6 +109,14 @@ pub(crate) struct Hub {
     next_line: AtomicU64,
     /// Keeps the order of changes in memory and on disk the same.
     publishing: AsyncMutex<()>,
+    /// Makes certificates.
+    pub(crate) authority: Option<Arc<Authority>>,
+    /// Whether agents are asked for certificates.
+    asks_certificates: bool,
+    /// Keeps the order of credentials in memory and on disk the same.
+    keeping: AsyncMutex<()>,
+    /// A rotation may go on.
+    rotating: Notify,
 }
 
 impl Hub {
@@ -106,11 +124,19 @@ impl Hub {
     pub(crate) async fn open(
         store: Store,
         depot: Arc<Depot>,
+        authority: Option<Arc<Authority>>,
         config: &Config,
     ) -> Result<Self, StoreError> {
         let catalog = Catalog::new(store.load_packages().await?, store.load_offers().await?);
         let (agents, configs) = (store.load_agents().await?, store.load_configs().await?);
         let public_url = config.public_url.as_deref().map(|url| url.trim_end_matches('/').into());
+        let mut fleet = Fleet::new(agents, configs, catalog, config.limits.max_agents);
+        fleet.credentials = Credentials::new(store.load_credentials().await?);
+        fleet.connections = store.load_connections().await?;
+        fleet.rotations = store.load_rotations().await?;
+        if let Some(authority) = &authority {
+            authority.revoke(fleet.credentials.revoked());
+        }
         Ok(Self {
             limits: config.limits.clone(),
             journal: config.journal,
@@ -121,10 +147,14 @@ impl Hub {
             depot,
             downloads: Arc::new(Semaphore::new(config.limits.max_downloads)),
             uploads: Arc::new(Semaphore::new(config.limits.max_uploads)),
-            fleet: Mutex::new(Fleet::new(agents, configs, catalog, config.limits.max_agents)),
+            fleet: Mutex::new(fleet),
             lines: Mutex::default(),
             next_line: AtomicU64::new(1),
             publishing: AsyncMutex::default(),
+            asks_certificates: config.tls.is_some() && authority.is_some(),
+            authority,
+            keeping: AsyncMutex::default(),
+            rotating: Notify::new(),
         })
     }
 
@@ -141,11 +171,16 @@ impl Hub {
     }
 
     /// A new WebSocket connection.
-    pub(crate) fn enter(&self, base: Option<Arc<str>>) -> (Line<'_>, mpsc::Receiver<Outgoing>) {
+    pub(crate) fn enter(
+        &self,
+        base: Option<Arc<str>>,
+        identity: Option<Identity>,
+    ) -> (Line<'_>, mpsc::Receiver<Outgoing>) {
         let id = ConnectionId(self.next_line.fetch_add(1, Ordering::Relaxed));
         let (sender, receiver) = mpsc::channel(OUTGOING_QUEUE);
-        self.lines().insert(id, Peer { sender, base: base.clone() });
-        (Line { hub: self, base, id, renamed: BTreeMap::new() }, receiver)
+        let serial = identity.as_ref().map(|identity| identity.serial);
+        self.lines().insert(id, Peer { sender, base: base.clone(), serial });
+        (Line { hub: self, base, identity, id, renamed: BTreeMap::new() }, receiver)
     }
 
     /// Answers a message that came as an HTTP request.
@@ -153,12 +188,13 @@ impl Hub {
         &self,
         body: Bytes,
         base: Option<&str>,
+        identity: Option<&Identity>,
     ) -> Result<ServerToAgent, Refusal> {
         let (uid, message) = decode(body)?;
         if wants_uid(&message) {
             return Ok(fleet::renamed(uid, InstanceUid::generate()));
         }
-        Ok(self.take_in(uid, Link::Http, base, message).await)
+        Ok(self.take_in(uid, Link::Http, base, identity, message).await)
     }
 
     /// Puts offers into force and pushes them to the connected agents that they are for, to each in one message.
@@ -338,6 +374,9 @@ impl Hub {
 
     /// Puts this server's address into the URLs of packages.
     fn addressed(&self, mut message: ServerToAgent, base: Option<&str>) -> ServerToAgent {
+        if self.authority.is_some() && message.capabilities != 0 {
+            message.capabilities |= ServerCapabilities::AcceptsConnectionSettingsRequest as u64;
+        }
         let Some(offer) = &mut message.packages_available else { return message };
         let Some(base) = base else {
             let why = "its connection named no host, and there is no --public-url";
@@ -361,10 +400,19 @@ impl Hub {
         uid: InstanceUid,
         link: Link,
         base: Option<&str>,
+        identity: Option<&Identity>,
         message: AgentToServer,
     ) -> ServerToAgent {
         let now = Moment::now();
-        let (answer, changes) = self.fleet().receive(uid, link, message, now);
+        let request = request_in(&message);
+        let (mut answer, changes) = self.fleet().receive(uid, link, message, now);
+        if answer.error_response.is_none() {
+            self.recognise(uid, identity, now);
+            if let Some(pem) = request {
+                answer = self.enroll(uid, &pem, identity, answer, now);
+            }
+        }
+        self.keep_or_note().await;
         if let Err(error) = self.store.save(uid, &changes, now).await {
             // Memory is right, and the agent is not at fault: it gets its answer. `/healthz` tells the operator.
             self.journal.note(format_args!("agent {uid}: its state cannot be saved: {error}"));
@@ -382,7 +430,12 @@ impl Hub {
         self.journal.note(format_args!(
             "an answer of {size} bytes was cut to its basics: at most {limit} may be sent"
         ));
-        ServerToAgent { remote_config: None, packages_available: None, ..answer }
+        ServerToAgent {
+            remote_config: None,
+            packages_available: None,
+            connection_settings: None,
+            ..answer
+        }
     }
 
     /// Whether the connection took it.
@@ -400,6 +453,9 @@ impl Line<'_> {
     /// Answers a message that came over this connection.
     pub(crate) async fn answer(&mut self, body: Bytes) -> Result<ServerToAgent, Refusal> {
         let (uid, message) = decode(body)?;
+        if self.hub.is_revoked(self.identity.as_ref()) {
+            return Err(Refusal { uid: Some(uid), text: "its certificate was revoked".to_owned() });
+        }
         if let Some(new) = self.renamed.get(&uid) {
             // It had not seen its new uid when it sent this.
             return Ok(fleet::renamed(uid, *new));
@@ -418,7 +474,8 @@ impl Line<'_> {
             return Ok(fleet::renamed(uid, new));
         }
         let base = self.base.as_deref();
-        Ok(self.hub.take_in(uid, Link::WebSocket(self.id), base, message).await)
+        let (link, identity) = (Link::WebSocket(self.id), self.identity.as_ref());
+        Ok(self.hub.take_in(uid, link, base, identity, message).await)
     }
 
     /// Whether an older connection with this uid proves that it lives; if it cannot, it is dropped.
@@ -454,6 +511,12 @@ fn decode(body: Bytes) -> Result<(InstanceUid, AgentToServer), Refusal> {
         ))
     })?;
     Ok((uid, message))
+}
+
+/// The certificate request in a message.
+fn request_in(message: &AgentToServer) -> Option<Bytes> {
+    let request = message.connection_settings_request.as_ref()?.opamp.as_ref()?;
+    request.certificate_request.as_ref().map(|request| request.csr.clone())
 }
 
 fn wants_uid(message: &AgentToServer) -> bool {

@@ -18,9 +18,12 @@
 //! How one message travels: [`listener`] accepts, [`opamp`] or [`websocket`] turns bytes into a message, [`hub`]
 //! asks [`fleet`], which alone decides and does no I/O, then [`store`] keeps what changed, and the answer goes back.
 
+mod authority;
 mod clock;
 mod config;
 mod config_set;
+mod connection;
+mod credentials;
 mod depot;
 mod download;
 mod fleet;
@@ -34,7 +37,9 @@ mod package;
 mod page;
 mod range;
 mod rest;
+mod rest_credentials;
 mod rest_packages;
+mod rotation;
 mod selector;
 mod server;
 mod store;
@@ -43,7 +48,10 @@ mod uid;
 mod view;
 mod websocket;
 
-pub use config::{Config, Database, Limits, RestExposure, TlsFiles};
+pub use config::{
+    Approval, AuthorityConfig, AuthorityFiles, ClientAuth, Config, Database, Limits, RestExposure,
+    TlsFiles,
+};
 pub use depot::DepotError;
 pub use journal::Journal;
 pub use server::{Running, Server, StartError};

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
+use axum::{Extension, Router};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use crate::authority::Authority;
 use crate::journal::Journal;
 
 /// Connections to one listener at once; more are closed as they come.
@@ -39,6 +40,8 @@ pub(crate) type Ticket = Arc<(OwnedSemaphorePermit, mpsc::Sender<()>)>;
 pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
     pub(crate) tls: Option<TlsAcceptor>,
+    /// Tells who showed a certificate.
+    pub(crate) authority: Option<Arc<Authority>>,
     pub(crate) routes: Router,
     pub(crate) journal: Journal,
     pub(crate) stop: watch::Receiver<bool>,
@@ -70,8 +73,9 @@ impl Listener {
                 continue;
             };
             let ticket = Arc::new((permit, self.alive.clone()));
-            let (routes, tls, stop) = (self.routes.clone(), self.tls.clone(), self.stop.clone());
-            tokio::spawn(connection(stream, tls, routes, ticket, stop));
+            let (routes, stop) = (self.routes.clone(), self.stop.clone());
+            let (tls, authority) = (self.tls.clone(), self.authority.clone());
+            tokio::spawn(connection(stream, tls, authority, routes, ticket, stop));
         }
     }
 }
@@ -79,6 +83,7 @@ impl Listener {
 async fn connection(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
+    authority: Option<Arc<Authority>>,
     routes: Router,
     ticket: Ticket,
     mut stop: watch::Receiver<bool>,
@@ -93,6 +98,13 @@ async fn connection(
                 _ = stop.wait_for(|stop| *stop) => return,
             };
             if let Ok(Ok(stream)) = shaken {
+                let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let identity =
+                    authority.as_ref().zip(shown).and_then(|(a, shown)| a.identify(shown));
+                let routes = match identity {
+                    Some(identity) => routes.layer(Extension(identity)),
+                    None => routes,
+                };
                 speak(stream, routes, ticket, stop).await;
             }
         }

@@ -13,6 +13,7 @@ use axum::http::header::{
     SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use crate::authority::Identity;
 use crate::download;
 use crate::gzip::{self, UnpackError};
 use crate::hub::Hub;
@@ -46,7 +48,16 @@ pub(crate) fn routes(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
     Router::new()
         .route(PATH, get(upgrade).post(report))
         .route("/packages/{sha256}", get(package))
+        .layer(middleware::from_fn_with_state(Arc::clone(&hub), only_valid))
         .with_state(Context { hub, stop })
+}
+
+/// A certificate may be revoked while its connection is open.
+async fn only_valid(State(hub): State<Arc<Hub>>, request: Request, next: Next) -> Response {
+    if hub.is_revoked(request.extensions().get::<Identity>()) {
+        return refuse(StatusCode::FORBIDDEN, "this connection's certificate was revoked");
+    }
+    next.run(request).await
 }
 
 async fn package(
@@ -75,12 +86,13 @@ async fn upgrade(State(context): State<Context>, mut request: Request) -> Respon
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, "this connection cannot be upgraded");
     };
     let base = download::base(&context.hub, headers);
+    let identity = request.extensions().get::<Identity>().cloned();
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         // The connection counts, and a stopping server waits for it, for as long as the ticket lives.
         let _ticket = ticket;
         if let Ok(upgraded) = upgraded.await {
-            websocket::serve(upgraded, context.hub, base, context.stop).await;
+            websocket::serve(upgraded, context.hub, base, identity, context.stop).await;
         }
     });
     let switch = [(UPGRADE, "websocket"), (CONNECTION, "Upgrade"), (SEC_WEBSOCKET_ACCEPT, &accept)];
@@ -132,7 +144,8 @@ async fn report(State(context): State<Context>, request: Request) -> Response {
         }
     };
     let base = download::base(&hub, &head.headers);
-    let (status, answer) = match hub.answer_request(body, base.as_deref()).await {
+    let identity = head.extensions.get::<Identity>();
+    let (status, answer) = match hub.answer_request(body, base.as_deref(), identity).await {
         Ok(answer) => (StatusCode::OK, answer),
         Err(refusal) => (StatusCode::BAD_REQUEST, refusal.to_answer()),
     };

@@ -77,7 +77,7 @@ fn show(hub: &Hub, id: &PackageId, status: StatusCode) -> Result<Response, Failu
 }
 
 /// The one thing that a query may say; `None` when it is not there.
-fn query(RawQuery(query): &RawQuery, known: &str) -> Result<Option<String>, Failure> {
+pub(crate) fn query(RawQuery(query): &RawQuery, known: &str) -> Result<Option<String>, Failure> {
     let mut found = None;
     for (key, value) in form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
         if key != known || found.is_some() {

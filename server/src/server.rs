@@ -11,13 +11,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::authority::Authority;
 use crate::config::{Config, RestExposure};
 use crate::depot::{Depot, DepotError};
 use crate::hub::Hub;
 use crate::listener::Listener;
 use crate::store::{Store, StoreError};
 use crate::tls::TlsError;
-use crate::{opamp, rest, rest_packages, tls};
+use crate::{opamp, rest, rest_credentials, rest_packages, tls};
 
 /// How long connections may take to end in order when the server stops.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -31,6 +32,8 @@ pub enum StartError {
     Listen(SocketAddr, io::Error),
     /// A certificate or key could not be used.
     Tls(TlsError),
+    /// The authority's certificate or key could not be used.
+    Authority(TlsError),
     /// The database could not be used.
     Store(StoreError),
     /// The directory of packages could not be used.
@@ -49,6 +52,7 @@ impl fmt::Display for StartError {
             ),
             Self::Listen(address, error) => write!(out, "{address} cannot be listened on: {error}"),
             Self::Tls(error) => write!(out, "TLS: {error}"),
+            Self::Authority(error) => write!(out, "the authority cannot be used: {error}"),
             Self::Depot(error) => write!(out, "the directory of packages cannot be used: {error}"),
             Self::PublicUrl(error) => write!(out, "the public URL {error}"),
             Self::Store(error) => write!(out, "the database cannot be used: {error}"),
@@ -88,12 +92,15 @@ impl Server {
             .as_deref()
             .map_or(Ok(()), Config::check_public_url)
             .map_err(StartError::PublicUrl)?;
-        let tls = config.tls.as_ref().map(tls::acceptor).transpose().map_err(StartError::Tls)?;
+        let authority = config.authority.as_ref().map(Authority::open).transpose();
+        let authority = authority.map_err(StartError::Authority)?.map(Arc::new);
+        let acceptor = |files| tls::acceptor(files, config.client_auth, authority.as_ref());
+        let tls = config.tls.as_ref().map(acceptor).transpose().map_err(StartError::Tls)?;
         let (opamp_socket, opamp) = listen(config.opamp).await?;
         let (rest_socket, rest) = listen(config.rest).await?;
         let store = Store::open(&config.database).await.map_err(StartError::Store)?;
         let depot = Arc::new(Depot::open(&config.database).map_err(StartError::Depot)?);
-        let hub = Hub::open(store.clone(), Arc::clone(&depot), &config).await;
+        let hub = Hub::open(store.clone(), Arc::clone(&depot), authority.clone(), &config).await;
         let hub = Arc::new(hub.map_err(StartError::Store)?);
         hub.sweep().map_err(StartError::Depot)?;
 
@@ -103,6 +110,7 @@ impl Server {
         let opamp_listener = Listener {
             socket: opamp_socket,
             tls,
+            authority,
             routes: opamp::routes(Arc::clone(&hub), stopped.clone()),
             journal,
             stop: stopped.clone(),
@@ -111,11 +119,20 @@ impl Server {
         let rest_listener = Listener {
             socket: rest_socket,
             tls: None,
-            routes: rest::routes(hub, rest_packages::routes()),
+            authority: None,
+            routes: rest::routes(
+                Arc::clone(&hub),
+                rest_packages::routes().merge(rest_credentials::routes()),
+            ),
             journal,
-            stop: stopped,
-            alive,
+            stop: stopped.clone(),
+            alive: alive.clone(),
         };
+        tokio::spawn(async move {
+            // It writes: the database is not closed before it has ended.
+            let _alive = alive;
+            hub.rotate(stopped).await;
+        });
         let listeners = [tokio::spawn(opamp_listener.run()), tokio::spawn(rest_listener.run())];
         Ok(Running { opamp, rest, stop, listeners, connections, store, depot })
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,12 +24,18 @@ use crate::package::{FileHash, Kind, Package, PackageId, PackageOffer};
 use crate::selector::Selector;
 use crate::uid::InstanceUid;
 
+mod credentials;
+
+pub(crate) use credentials::RotationChanges;
+
 /// The layout that this code reads and writes; kept in SQLite's `user_version`.
-const LAYOUT: i64 = 2;
+const LAYOUT: i64 = 3;
 /// How long a write waits for another process that holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The database tells what runs where: for its owner only.
 const DIRECTORY_MODE: u32 = 0o700;
+/// It holds private keys while they are on their way.
+const FILE_MODE: u32 = 0o600;
 
 const SCHEMA: &str = "
 CREATE TABLE agents (
@@ -76,7 +82,31 @@ CREATE TABLE package_offer_members (
     version TEXT NOT NULL,
     PRIMARY KEY (target, name)
 ) STRICT;
-PRAGMA user_version = 2;
+";
+
+/// What layout 3 adds.
+const SCHEMA_3: &str = "
+CREATE TABLE credentials (
+    uid BLOB PRIMARY KEY NOT NULL,
+    state TEXT NOT NULL              -- JSON
+) STRICT;
+CREATE TABLE connections (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    target TEXT NOT NULL UNIQUE,
+    settings BLOB NOT NULL,          -- OpAMPConnectionSettings
+    created INTEGER NOT NULL
+) STRICT;
+CREATE TABLE rotations (
+    id INTEGER PRIMARY KEY NOT NULL,
+    plan TEXT NOT NULL               -- JSON
+) STRICT;
+CREATE TABLE rotation_members (
+    rotation INTEGER NOT NULL,
+    uid BLOB NOT NULL,
+    state TEXT NOT NULL,             -- JSON
+    PRIMARY KEY (rotation, uid)
+) STRICT;
+PRAGMA user_version = 3;
 ";
 
 /// Why the store could not be used.
@@ -126,12 +156,15 @@ impl Store {
             Database::Memory => SqliteConnectOptions::new().in_memory(true),
             Database::File(path) => {
                 make_parent(path).map_err(StoreError::Directory)?;
+                make_private(path).map_err(StoreError::Directory)?;
                 SqliteConnectOptions::new()
                     .filename(path)
                     .create_if_missing(true)
                     .journal_mode(SqliteJournalMode::Wal)
             }
         };
+        // Private keys that were delivered are to be gone, not only unlinked.
+        let options = options.pragma("secure_delete", "ON");
         let options = options.busy_timeout(BUSY_TIMEOUT).synchronous(SqliteSynchronous::Normal);
         // One connection: writes are small and in order, and a database in memory belongs to its connection.
         let pool =
@@ -140,12 +173,15 @@ impl Store {
         let layout: i64 = sqlx::query("PRAGMA user_version").fetch_one(&pool).await?.try_get(0)?;
         match layout {
             LAYOUT => {}
-            0 | 1 => {
+            0..LAYOUT => {
                 let mut whole = pool.begin().await?;
                 if layout == 0 {
                     sqlx::raw_sql(SCHEMA).execute(&mut *whole).await?;
                 }
-                sqlx::raw_sql(SCHEMA_2).execute(&mut *whole).await?;
+                if layout <= 1 {
+                    sqlx::raw_sql(SCHEMA_2).execute(&mut *whole).await?;
+                }
+                sqlx::raw_sql(SCHEMA_3).execute(&mut *whole).await?;
                 whole.commit().await?;
             }
             other => return Err(StoreError::Layout(other)),
@@ -398,6 +434,15 @@ fn make_parent(path: &Path) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => {
             DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(parent)
         }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the file for its owner only, before SQLite makes it for everybody.
+fn make_private(path: &Path) -> io::Result<()> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path);
+    match made {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
 }

@@ -13,13 +13,17 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::Moment;
 use crate::config_set::ConfigHash;
+use crate::credentials::{Certificate, Credential, Decision, Offer, Outcome, Requested};
 use crate::fleet::{Agent, Assignment, Fleet, Link};
 use crate::package::{Catalog, Package, PackageOffer};
+use crate::rotation::{Member, Rotation, State};
 use crate::selector::Labels;
 use crate::uid::InstanceUid;
 
 /// Depth of nested components and values that are shown; deeper ones are cut off.
 const MAX_DEPTH: u8 = 16;
+/// Agents of a rotation that are listed one by one.
+const MAX_OPEN: usize = 1000;
 
 /// One agent in the list.
 #[derive(Serialize)]
@@ -44,6 +48,14 @@ pub(crate) struct AgentView {
     packages_error: String,
     /// The packages that are meant for it now.
     assigned_packages: Option<Value>,
+    /// What it last said of connection settings.
+    connection_settings_status: Option<Value>,
+    /// The newest connection settings that it was offered, and what became of them.
+    offered_connection: Option<Value>,
+    /// The certificate of this server's authority that it uses, as far as it said.
+    certificate: Option<Value>,
+    /// Whether its certificates were revoked.
+    revoked: bool,
 }
 
 /// One agent on its own.
@@ -66,6 +78,7 @@ pub(crate) fn agent(
     stale_after: Duration,
 ) -> AgentView {
     let assigned = fleet.assigned(uid);
+    let credential = fleet.credentials.get(uid);
     let statuses = agent.report.package_statuses.as_ref();
     AgentView {
         instance_uid: uid.to_string(),
@@ -91,6 +104,16 @@ pub(crate) fn agent(
             let state = progress(fleet.catalog(), offer, agent);
             json!({"hash": hash, "target": offer.target.to_string(), "packages": offer.members, "state": state})
         }),
+        connection_settings_status: agent.report.connection_settings_status.as_ref().map(|status| {
+            json!({
+                "hash": ConfigHash(status.last_connection_settings_hash.clone()).to_string(),
+                "status": status.status().as_str_name().trim_start_matches("ConnectionSettingsStatuses_"),
+                "error_message": status.error_message,
+            })
+        }),
+        offered_connection: credential.and_then(|credential| offered(credential.offer.as_ref()?)),
+        certificate: credential.and_then(Credential::in_use).map(|one| certificate(one, now)),
+        revoked: credential.is_some_and(|credential| credential.barred),
     }
 }
 
@@ -114,6 +137,82 @@ impl AgentDetail {
             config.map(|config| config.config_map.as_ref().map(files).unwrap_or_default());
         self
     }
+}
+
+/// An offer of connection settings; what is in it stays between the server and the agent.
+fn offered(offer: &Offer) -> Option<Value> {
+    let (outcome, error) = match &offer.outcome {
+        Outcome::Waiting => ("waiting", ""),
+        Outcome::Applying => ("applying", ""),
+        Outcome::Applied => ("applied", ""),
+        Outcome::Failed(why) => ("failed", why.as_str()),
+    };
+    Some(json!({
+        "hash": offer.hash,
+        "created": offer.created.to_string(),
+        "certificate": offer.serial,
+        "outcome": outcome,
+        "error_message": error,
+    }))
+}
+
+fn certificate(one: &Certificate, now: Moment) -> Value {
+    json!({
+        "serial": one.serial,
+        "not_after": one.not_after.to_string(),
+        "days_left": one.not_after.since(now).as_secs() / 86_400,
+        "expired": one.not_after <= now,
+        "revoked": one.revoked,
+    })
+}
+
+/// A request that waits for a person.
+pub(crate) fn request(uid: InstanceUid, request: &Requested) -> Option<Value> {
+    let Decision::Pending(why) = &request.decision else { return None };
+    Some(json!({
+        "instance_uid": uid.to_string(),
+        "common_name": request.common_name,
+        "key_sha256": request.key,
+        "received": request.received.to_string(),
+        "why": why,
+        "csr": request.pem,
+    }))
+}
+
+/// A rotation and how far it is.
+pub(crate) fn rotation(rotation: &Rotation) -> Value {
+    let plan = &rotation.plan;
+    json!({
+        "id": rotation.id,
+        "target": plan.target,
+        "concurrency": plan.concurrency,
+        "retries": plan.retries,
+        "timeout_seconds": plan.timeout_seconds,
+        "created": plan.created.to_string(),
+        "ended": plan.ended.map(|ended| ended.to_string()),
+        "cancelled": plan.cancelled,
+        "total": rotation.members().len(),
+        "agents": rotation.counts(),
+    })
+}
+
+/// A rotation with those of its agents that are not done.
+pub(crate) fn rotation_detail(of: &Rotation) -> Value {
+    let open = of.members().iter().filter(|(_, member)| member.state != State::Applied);
+    let show = |(uid, member): (&InstanceUid, &Member)| {
+        json!({
+            "instance_uid": uid.to_string(),
+            "state": member.state,
+            "tries": member.tries,
+            "since": member.since.to_string(),
+            "error_message": member.error,
+        })
+    };
+    let mut shown = rotation(of);
+    if let Some(fields) = shown.as_object_mut() {
+        fields.insert("open".to_owned(), open.take(MAX_OPEN).map(show).collect());
+    }
+    shown
 }
 
 /// A config in force.

@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
+use crate::authority::Identity;
 use crate::fleet::Refusal;
 use crate::frame;
 use crate::hub::{Hub, Line, Outgoing};
@@ -59,6 +60,7 @@ pub(crate) async fn serve(
     upgraded: Upgraded,
     hub: Arc<Hub>,
     base: Option<Arc<str>>,
+    identity: Option<Identity>,
     stop: watch::Receiver<bool>,
 ) {
     let limit = hub.limits.max_message_size;
@@ -72,7 +74,7 @@ pub(crate) async fn serve(
         WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
     let mut conversation =
         Conversation { socket, stop, waiting: Vec::new(), pinged: false, malformed: 0 };
-    let end = conversation.run(&hub, base).await;
+    let end = conversation.run(&hub, base, identity).await;
     match end {
         End::Gone => {}
         End::Close(goodbye) => conversation.close(goodbye).await,
@@ -90,8 +92,8 @@ struct Conversation {
 }
 
 impl Conversation {
-    async fn run(&mut self, hub: &Hub, base: Option<Arc<str>>) -> End {
-        let (mut line, mut outgoing) = hub.enter(base);
+    async fn run(&mut self, hub: &Hub, base: Option<Arc<str>>, identity: Option<Identity>) -> End {
+        let (mut line, mut outgoing) = hub.enter(base, identity);
         let mut deadline = after(FIRST_MESSAGE_TIMEOUT);
         let mut spoken = false;
         loop {
@@ -185,6 +187,7 @@ impl Conversation {
                 self.send(Message::Ping(Bytes::new())).await
             }
             Outgoing::Drop => Err(End::Gone),
+            Outgoing::Revoked => Err(End::Close(Goodbye(CloseCode::Policy, "certificate revoked"))),
         }
     }
 

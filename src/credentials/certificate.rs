@@ -115,7 +115,7 @@ impl<'a> Certificate<'a> {
         let mut found = Self {
             not_before,
             not_after,
-            common_name: common_name(subject.content)?,
+            common_name: common_name(Reader::new(subject.content))?,
             issuer,
             subject: subject.whole,
             key_info: key_info.whole,
@@ -181,6 +181,13 @@ impl<'a> Certificate<'a> {
         if all.is_empty() { Ok(()) } else { Err("it has too many extensions") }
     }
 
+    /// The common name of its issuer.
+    #[must_use]
+    pub fn issuer_name(&self) -> Option<&'a str> {
+        let name = Reader::new(self.issuer).enter(SEQUENCE).and_then(common_name);
+        name.ok().flatten()
+    }
+
     /// The hosts and the URIs that it is for, at most [`MAX_ENTRIES`].
     ///
     /// # Errors
@@ -202,8 +209,7 @@ impl<'a> Certificate<'a> {
 }
 
 /// The last common name that is text.
-fn common_name(subject: &[u8]) -> Result<Option<&str>, Broken> {
-    let mut parts = Reader::new(subject);
+fn common_name(mut parts: Reader<'_>) -> Result<Option<&str>, Broken> {
     let mut name = None;
     for _ in 0..MAX_NAME_PARTS {
         if parts.is_empty() {

@@ -461,8 +461,8 @@ impl Download<'_> {
         let forbidden = Cell::new(false);
         let watched = |address: IpAddr| judge(address).inspect_err(|_| forbidden.set(true));
         let opened = open_to(plan, &place.at, place.peer(&plan.server), &watched).await;
-        let mut stream = opened.map_err(|text| Trouble {
-            text,
+        let mut stream = opened.map_err(|error| Trouble {
+            text: error.text,
             then: if forbidden.get() { Then::AFewTimes } else { Then::Again(None) },
         })?;
         let request = self.head(place);

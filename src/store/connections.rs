@@ -11,6 +11,10 @@
 //!
 //! A generation is never touched again once it lies there, and nothing points at it before it is flushed.
 
+mod export;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -18,7 +22,7 @@ use std::sync::atomic::Ordering;
 use ring::digest::{Context, SHA256};
 
 use super::disk::Access;
-use super::record::{self, MAX_RECORD, OverlayRecord, Record};
+use super::record::{self, OverlayRecord, Record};
 use super::{RECORD, Store};
 use crate::agent::connection::memory::{Generation, Memory};
 use crate::agent::connection::overlay::{
@@ -27,9 +31,12 @@ use crate::agent::connection::overlay::{
 use crate::agent::rollout::{Digest, Outcome};
 use crate::secret::Secret;
 use crate::settings::KeyKind;
+pub use export::export;
 
 /// Largest PEM file of a generation.
 pub const MAX_PEM: u64 = 1 << 20;
+/// Largest overlay: with its digest it is below [`record::MAX_RECORD`].
+const MAX_OVERLAY: usize = 256 * 1024;
 /// Generations that lie there at most: what is committed, what is on trial, and candidates that nothing came of.
 const MAX_GENERATIONS: usize = 4;
 /// Nobody else looks into it.
@@ -156,6 +163,10 @@ impl Store {
         };
         let record = OverlayRecord::new(&candidate.overlay);
         let overlay = record.contents();
+        if overlay.len() > MAX_OVERLAY {
+            let text = format!("without certificates it has more than {MAX_OVERLAY} bytes");
+            return Staged::Refused(text);
+        }
         let digests: Vec<Digest> = sets.iter().map(|set| digest(&overlay, set)).collect();
         if let Some(digest) = digests.iter().find(|digest| known.contains(digest)) {
             return Staged::Known(*digest);
@@ -325,9 +336,6 @@ impl Store {
     ) -> Result<Generation, String> {
         record.digest = digest.to_vec();
         let sealed = record::seal(&record.to_payload());
-        if u64::try_from(sealed.len()).is_ok_and(|length| length > MAX_RECORD) {
-            return Err(format!("it has more than {MAX_RECORD} bytes"));
-        }
         self.make_connection_directory()?;
         let known = match self.load(Path::new(MEMORY))? {
             Some(known) => known,
@@ -371,10 +379,9 @@ impl Store {
 
     /// One more than the highest number that is here or on record.
     fn next_connection(&self, known: &Memory) -> io::Result<u64> {
-        let aside = self.names_of_connection()?;
-        let aside = aside.iter().filter_map(|name| name.strip_suffix(BROKEN)?.parse().ok());
-        let highest =
-            aside.chain(self.connection_numbers()?).chain(named(known)).max().unwrap_or(0);
+        let names = self.names_of_connection()?;
+        let kept = names.iter().filter_map(|name| aside(name));
+        let highest = kept.chain(self.connection_numbers()?).chain(named(known)).max().unwrap_or(0);
         highest.checked_add(1).ok_or_else(|| io::Error::other("no more generation numbers"))
     }
 
@@ -395,11 +402,13 @@ impl Store {
 
     /// Keeps generations out of the way; those that were kept so before make room.
     fn put_aside(&self, numbers: &[u64]) {
-        if numbers.is_empty() {
+        let here = self.connection_numbers().unwrap_or_default();
+        let mut numbers = numbers.iter().filter(|number| here.contains(number)).peekable();
+        if numbers.peek().is_none() {
             return;
         }
         for name in self.names_of_connection().unwrap_or_default() {
-            if name.strip_suffix(BROKEN).is_some_and(|number| number.parse::<u64>().is_ok()) {
+            if aside(&name).is_some() {
                 self.remove_connection(&Path::new(CONNECTION).join(name));
             }
         }
@@ -442,6 +451,11 @@ impl Store {
 
 fn numbered(number: u64) -> PathBuf {
     Path::new(CONNECTION).join(number.to_string())
+}
+
+/// The number of a generation that was put aside.
+fn aside(name: &str) -> Option<u64> {
+    name.strip_suffix(BROKEN)?.parse().ok()
 }
 
 /// The generations that a record names.

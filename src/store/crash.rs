@@ -52,7 +52,7 @@ mod connections;
 mod sets;
 
 /// The shipping store on a simulated disk.
-fn store(disk: &Simulated, history: usize) -> Store {
+pub(super) fn store(disk: &Simulated, history: usize) -> Store {
     Store {
         root: PathBuf::from("/state"),
         disk: Arc::new(disk.clone()),

@@ -14,7 +14,7 @@
 //!     record.back                during a trial: what is true after going back, one rename away
 //! ```
 //!
-//! Packages have a place of their own, see `sets.rs`. The order of the writes is that of `docs/decisions.md`, and every crash point of it is tested in `crash.rs`.
+//! Packages have a place of their own, see `sets.rs`; so has the connection (`connections.rs`). The order of the writes is that of `docs/decisions.md`, and every crash point of it is tested in `crash.rs`.
 //! Everything here blocks: the runtime calls it off the main thread (`pool`), one call at a time.
 
 pub mod connections;

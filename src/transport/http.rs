@@ -1,11 +1,9 @@
 //! OpAMP over plain HTTP: one POST at a time, on a connection that is kept while the server allows it.
 
 use core::time::Duration;
-use std::io::{self, Write};
+use std::io;
 
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use smol::channel::{Receiver, Sender};
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -15,6 +13,7 @@ use super::{HEADER, Incoming, LinkError, Outgoing, Plan, Stream, body, open};
 use crate::agent::session::LinkErrorKind;
 use crate::agent::uid::Uid;
 use crate::clock;
+use crate::gzip;
 use crate::reactor::within;
 
 /// A body of fewer bytes is not worth packing.
@@ -229,9 +228,11 @@ impl Link<'_> {
         let unsent = send(stream, head, body, patience).await.err();
         match within(patience, http1::final_head(stream)).await {
             Some(Ok(head)) => Ok(head),
-            Some(Err(NoHead { text, silent })) => {
+            Some(Err(NoHead { text, silent, kind })) => {
+                // Where TLS says why, sending failed for that reason.
+                let unsent = unsent.filter(|_| kind == LinkErrorKind::Failed);
                 let text = unsent.map_or(text, |error| format!("sending: {error}"));
-                Err(Trouble { error: self.failed(&text), unheard: silent })
+                Err(Trouble { error: self.error(&text, kind), unheard: silent })
             }
             None => {
                 let text = match unsent {
@@ -295,13 +296,8 @@ async fn pack(body: &Bytes) -> Option<Bytes> {
         return None;
     }
     let plain = body.clone();
-    let packed = crate::pool::unblock(move || {
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-        gzip.write_all(&plain)?;
-        gzip.finish()
-    });
-    let packed = packed.await.ok().filter(|packed| packed.len() < body.len())?;
-    Some(packed.into())
+    let packed = crate::pool::unblock(move || gzip::pack(&plain)).await;
+    (packed.len() < body.len()).then(|| packed.into())
 }
 
 async fn send(stream: &mut Stream, head: &str, body: &[u8], stall: Duration) -> io::Result<()> {

@@ -95,6 +95,7 @@ impl Head {
         let asked = self.header("Retry-After").and_then(|value| retry_after::parse(value, now));
         let kind = match self.status {
             429 | 503 => LinkErrorKind::Throttled(asked),
+            401 | 403 => LinkErrorKind::Refused,
             _ => LinkErrorKind::Failed,
         };
         LinkError { text: format!("{of}: the server answered {}{advice}", self.status), kind }
@@ -131,6 +132,8 @@ pub struct NoHead {
     pub text: String,
     /// Not a byte came.
     pub silent: bool,
+    /// Whether the server refused us, as TLS 1.3 does behind our handshake.
+    pub kind: LinkErrorKind,
 }
 
 /// Reads a head, and whatever came in the same bytes. `bytes` is what was read before.
@@ -142,7 +145,7 @@ pub async fn read_head(
     mut bytes: Vec<u8>,
 ) -> Result<Head, NoHead> {
     loop {
-        let failed = |text, silent| Err(NoHead { text, silent });
+        let failed = |text, silent| Err(NoHead { text, silent, kind: LinkErrorKind::Failed });
         match parse(&bytes) {
             Ok(Some(head)) => return Ok(head),
             Ok(None) => {}
@@ -158,7 +161,10 @@ pub async fn read_head(
         match stream.read(space).await {
             Ok(0) => return failed("the connection ended before an answer".to_owned(), start == 0),
             Ok(got) => bytes.truncate(start.saturating_add(got)),
-            Err(error) => return failed(super::tls::explain(&error), start == 0),
+            Err(error) => {
+                let LinkError { text, kind } = super::tls::failure(&error);
+                return Err(NoHead { text, silent: start == 0, kind });
+            }
         }
     }
 }
@@ -174,7 +180,7 @@ pub async fn final_head(stream: &mut (impl AsyncRead + Unpin)) -> Result<Head, N
         interim = interim.saturating_add(1);
         if interim > MAX_INTERIM {
             let text = format!("more than {MAX_INTERIM} heads came and no answer");
-            return Err(NoHead { text, silent: false });
+            return Err(NoHead { text, silent: false, kind: LinkErrorKind::Failed });
         }
         let heard = |none: NoHead| NoHead { silent: false, ..none };
         head = read_head(stream, head.rest).await.map_err(heard)?;
@@ -253,7 +259,15 @@ mod tests {
         let head = read(b"HTTP/1.1 503 No\r\nRetry-After: 90\r\n\r\n").unwrap();
         let refusal = head.refusal("ws://x", Wall::default());
         assert_eq!(refusal.kind, LinkErrorKind::Throttled(Some(Duration::from_secs(90))));
-        let head = read(b"HTTP/1.1 401 No\r\n\r\n").unwrap();
-        assert_eq!(head.refusal("ws://x", Wall::default()).kind, LinkErrorKind::Failed);
+        for (status, kind) in [
+            (401, LinkErrorKind::Refused),
+            (403, LinkErrorKind::Refused),
+            (404, LinkErrorKind::Failed),
+            (407, LinkErrorKind::Failed),
+            (500, LinkErrorKind::Failed),
+        ] {
+            let head = read(format!("HTTP/1.1 {status} No\r\n\r\n").as_bytes()).unwrap();
+            assert_eq!(head.refusal("ws://x", Wall::default()).kind, kind, "{status}");
+        }
     }
 }

@@ -117,10 +117,7 @@ pub enum Stream {
 pub async fn open(plan: &Plan, target: &Target) -> Result<Stream, LinkError> {
     let peer = if target.is_trusted() { Peer::Server } else { Peer::Stranger };
     let opened = open_to(plan, &target.endpoint, peer, &|_| Ok(())).await;
-    opened.map_err(|text| LinkError {
-        text: format!("{target}: {text}"),
-        kind: LinkErrorKind::Failed,
-    })
+    opened.map_err(|error| LinkError { text: format!("{target}: {}", error.text), ..error })
 }
 
 /// The same for a place that is not the settings' endpoint. `judge` sees each address before anything goes there;
@@ -133,16 +130,25 @@ pub async fn open_to(
     endpoint: &Endpoint,
     peer: Peer,
     judge: Judge<'_>,
-) -> Result<Stream, String> {
-    entropy()?;
-    let stream = match Via::to(endpoint, &plan.server)? {
-        Some(via) => via.tunnel(plan, endpoint).await?,
-        None => connect(plan, &endpoint.host, endpoint.port, judge).await?,
-    };
+) -> Result<Stream, LinkError> {
+    let stream = reach(plan, endpoint, judge).await.map_err(failed)?;
     if !endpoint.scheme.is_secure() {
         return Ok(stream);
     }
     secure(plan, peer, &endpoint.host, stream).await
+}
+
+/// TCP to it, or the proxy's tunnel.
+async fn reach(plan: &Plan, endpoint: &Endpoint, judge: Judge<'_>) -> Result<Stream, String> {
+    entropy()?;
+    match Via::to(endpoint, &plan.server)? {
+        Some(via) => via.tunnel(plan, endpoint).await,
+        None => connect(plan, &endpoint.host, endpoint.port, judge).await,
+    }
+}
+
+const fn failed(text: String) -> LinkError {
+    LinkError { text, kind: LinkErrorKind::Failed }
 }
 
 /// Says of an address why it may not be connected to.
@@ -157,18 +163,18 @@ pub fn is_proxied(endpoint: &Endpoint, server: &Server) -> Result<bool, String> 
 }
 
 /// TLS over a stream.
-async fn secure(plan: &Plan, peer: Peer, host: &str, stream: Stream) -> Result<Stream, String> {
+async fn secure(plan: &Plan, peer: Peer, host: &str, stream: Stream) -> Result<Stream, LinkError> {
     let (factory, tls) = (Arc::clone(&plan.factory), plan.server.tls.clone());
     let connector = crate::pool::unblock(move || {
         let mut factory = factory.lock().map_err(|_| "an earlier attempt died".to_owned())?;
         factory.connector(&tls, peer)
     });
-    let connector = connector.await?;
+    let connector = connector.await.map_err(failed)?;
     let limit = plan.server.timeouts.tls;
     match within(limit, tls::handshake(&connector, host, stream)).await {
         Some(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
-        Some(Err(error)) => Err(format!("TLS: {error}")),
-        None => Err(format!("TLS: no handshake within {limit:?}")),
+        Some(Err(error)) => Err(LinkError { text: format!("TLS: {}", error.text), ..error }),
+        None => Err(failed(format!("TLS: no handshake within {limit:?}"))),
     }
 }
 

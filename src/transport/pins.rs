@@ -16,11 +16,14 @@ use futures_rustls::rustls::server::ParsedCertificate;
 use futures_rustls::rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
-use sha2::{Digest, Sha256};
 
 use super::websocket::base64;
+use crate::credentials::certificate::Certificate;
+use crate::credentials::judge::MAX_CHAIN;
 
-/// The normal checks, then the pins.
+use crate::sha256::Sha256;
+
+/// The normal checks, told in words, then the pins, where there are any.
 #[derive(Debug)]
 pub(super) struct Pinned {
     inner: Arc<dyn ServerCertVerifier>,
@@ -48,8 +51,11 @@ impl Pinned {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
+        if self.pins.is_empty() {
+            return Ok(());
+        }
         let leaf = ParsedCertificate::try_from(end_entity)?;
-        let own = <[u8; 32]>::from(Sha256::digest(leaf.subject_public_key_info()));
+        let own = Sha256::digest(leaf.subject_public_key_info());
         if self.pins.contains(&own) {
             return Ok(());
         }
@@ -76,7 +82,10 @@ fn digest_of(anchor: &TrustAnchor<'_>) -> [u8; 32] {
         (0, _) => &[0x30, 0x81, low],
         _ => &[0x30, 0x82, high, low],
     };
-    Sha256::new().chain_update(header).chain_update(content).finalize().into()
+    let mut hash = Sha256::new();
+    hash.update(header);
+    hash.update(content);
+    hash.finalize()
 }
 
 /// No pinned key in the chain.
@@ -98,6 +107,43 @@ impl fmt::Display for Unpinned {
 
 impl core::error::Error for Unpinned {}
 
+/// Nobody that is trusted stands behind a chain: in words, why.
+#[derive(Debug)]
+pub(super) struct Untrusted(String);
+
+impl Untrusted {
+    fn of(end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Self {
+        let sent: Vec<_> =
+            intermediates.iter().take(MAX_CHAIN).flat_map(|der| Certificate::parse(der)).collect();
+        let Ok(leaf) = Certificate::parse(end_entity) else {
+            return Self("the server's certificate is broken".to_owned());
+        };
+        if leaf.issuer == leaf.subject {
+            return Self(
+                "the server's certificate is self-signed and not one of the trusted (unknown issuer)".to_owned(),
+            );
+        }
+        let mut last = &leaf;
+        for _ in 0..MAX_CHAIN {
+            let Some(above) = sent.iter().find(|above| above.subject == last.issuer) else { break };
+            last = above;
+        }
+        let name = last.issuer_name().unwrap_or("?");
+        Self(format!(
+            "the server's certificate is not signed by a trusted CA (unknown issuer): its chain ends at {name:?}; is \
+             opamp.server.tls.ca_file the right one, and does the server send its intermediate certificates?"
+        ))
+    }
+}
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl core::error::Error for Untrusted {}
+
 impl ServerCertVerifier for Pinned {
     fn verify_server_cert(
         &self,
@@ -113,7 +159,14 @@ impl ServerCertVerifier for Pinned {
             server_name,
             ocsp_response,
             now,
-        )?;
+        );
+        let verified = verified.map_err(|error| match error {
+            Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                let why = OtherError(Arc::new(Untrusted::of(end_entity, intermediates)));
+                Error::InvalidCertificate(CertificateError::Other(why))
+            }
+            error => error,
+        })?;
         self.verify(end_entity, intermediates, now)?;
         Ok(verified)
     }
@@ -176,7 +229,7 @@ mod tests {
     }
 
     fn pin(key: &KeyPair) -> [u8; 32] {
-        Sha256::digest(key.subject_public_key_info()).into()
+        Sha256::digest(key.subject_public_key_info())
     }
 
     impl Chain {
@@ -306,7 +359,7 @@ mod tests {
                 name_constraints: None,
             };
             let whole = [header, &content].concat();
-            assert_eq!(digest_of(&anchor), <[u8; 32]>::from(Sha256::digest(whole)));
+            assert_eq!(digest_of(&anchor), Sha256::digest(whole));
         }
     }
 }

@@ -56,7 +56,8 @@ impl<'s> Via<'s> {
         let mut stream =
             super::connect(plan, &self.host, self.port, &|_| Ok(())).await.map_err(failed)?;
         if self.secure {
-            stream = super::secure(plan, Peer::Proxy, &self.host, stream).await.map_err(failed)?;
+            let secured = super::secure(plan, Peer::Proxy, &self.host, stream).await;
+            stream = secured.map_err(|error| failed(error.text))?;
         }
         let limit = plan.server.timeouts.connect;
         let head = match within(limit, self.ask(&mut stream, endpoint)).await {

@@ -12,23 +12,28 @@ use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixT
 use futures_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
-use futures_rustls::rustls::client::{Resumption, WebPkiServerVerifier};
-use futures_rustls::rustls::crypto::{
-    CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature,
+use futures_rustls::rustls::client::{
+    Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name,
 };
+use futures_rustls::rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
+use futures_rustls::rustls::server::ParsedCertificate;
 use futures_rustls::rustls::time_provider::TimeProvider;
 use futures_rustls::rustls::version::{TLS12, TLS13};
 use futures_rustls::rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, OtherError,
-    RootCertStore, SignatureScheme, SupportedCipherSuite, SupportedProtocolVersion,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage,
+    OtherError, PeerMisbehaved, RootCertStore, SignatureScheme, SupportedCipherSuite,
+    SupportedProtocolVersion,
 };
-use sha2::{Digest, Sha256};
 use smol::io::{AsyncRead, AsyncWrite};
 
-use super::pins::{Pinned, Unpinned};
-use crate::clock;
+use super::pins::{Pinned, Unpinned, Untrusted};
+use crate::agent::session::{LinkError, LinkErrorKind};
+use crate::clock::{self, Wall};
 pub use crate::credentials::certificate::from_pem as certificates;
 use crate::settings::{Tls, TlsVersion};
+use crate::sha256::Sha256;
 
 /// Largest PEM file that is read.
 pub const MAX_PEM: u64 = 1 << 20;
@@ -127,7 +132,7 @@ impl Files {
             hasher.update(u64::try_from(file.len()).unwrap_or(u64::MAX).to_be_bytes());
             hasher.update(file);
         }
-        hasher.finalize().into()
+        hasher.finalize()
     }
 }
 
@@ -148,12 +153,13 @@ fn configure(tls: &Tls, files: &Files, of: [u8; 32], forgets: bool) -> Result<Ma
         false => roots(tls, files)?,
     };
     let trusted = Arc::new(trusted);
-    let normal: Arc<dyn ServerCertVerifier> = if tls.insecure_skip_verify {
-        Arc::new(Unverified(Arc::clone(&provider)))
-    } else {
-        WebPkiServerVerifier::builder_with_provider(Arc::clone(&trusted), Arc::clone(&provider))
-            .build()
-            .map_err(|error| format!("TLS roots: {error}"))?
+    let inner: Arc<dyn ServerCertVerifier> = Arc::new(Normal {
+        roots: (!tls.insecure_skip_verify).then(|| Arc::clone(&trusted)),
+        algorithms,
+    });
+    let normal: Arc<dyn ServerCertVerifier> = match tls.insecure_skip_verify {
+        true => inner,
+        false => Arc::new(Pinned::new(inner, &[], &trusted, algorithms)),
     };
     let with = |verifier: &Arc<dyn ServerCertVerifier>, certificate: bool| {
         let mut config = client_config(tls, files, &provider, verifier, certificate)?;
@@ -261,20 +267,40 @@ fn roots(tls: &Tls, files: &Files) -> Result<RootCertStore, String> {
 /// The handshake.
 ///
 /// # Errors
-/// One line in words that a person can act on.
+/// One line in words that a person can act on, and whether it is a refusal.
 pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     connector: &TlsConnector,
     host: &str,
     stream: S,
-) -> Result<TlsStream<S>, String> {
+) -> Result<TlsStream<S>, LinkError> {
+    let failed = |text| LinkError { text, kind: LinkErrorKind::Failed };
     let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| format!("{host:?} is not a host name"))?;
+        .map_err(|_| failed(format!("{host:?} is not a host name")))?;
     connector.connect(name, stream).await.map_err(|error| match error.kind() {
-        ErrorKind::UnexpectedEof => {
-            "the connection was closed within the handshake: is there TLS on that port?".to_owned()
-        }
-        _ => explain(&error),
+        ErrorKind::UnexpectedEof => failed(
+            "the connection was closed within the handshake: is there TLS on that port?".to_owned(),
+        ),
+        _ => failure(&error),
     })
+}
+
+/// A failure in words, and whether it means that one end does not accept the other.
+pub(super) fn failure(error: &std::io::Error) -> LinkError {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let refused = match tls {
+        Some(Error::AlertReceived(alert)) => {
+            !matches!(alert, AlertDescription::InternalError | AlertDescription::UserCanceled)
+        }
+        Some(
+            Error::InvalidCertificate(_)
+            | Error::NoCertificatesPresented
+            | Error::PeerIncompatible(_)
+            | Error::PeerMisbehaved(_),
+        ) => true,
+        _ => false,
+    };
+    let kind = if refused { LinkErrorKind::Refused } else { LinkErrorKind::Failed };
+    LinkError { text: explain(error), kind }
 }
 
 /// A TLS failure in words.
@@ -282,21 +308,34 @@ pub(super) fn explain(error: &std::io::Error) -> String {
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
         return error.to_string();
     };
+    let day = |time: &UnixTime| clock::date(Wall(Duration::from_secs(time.as_secs())));
     match tls {
         Error::InvalidCertificate(why) => match why {
-            CertificateError::UnknownIssuer => {
-                "the server's certificate is not signed by a trusted CA (unknown issuer)".to_owned()
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "the server's certificate has expired, or our clock is wrong".to_owned()
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "the server's certificate is not valid yet, or our clock is wrong".to_owned()
-            }
+            CertificateError::ExpiredContext { time, not_after } => format!(
+                "the server's certificate has expired on {}, or our clock ({}) is wrong",
+                day(not_after),
+                day(time)
+            ),
+            CertificateError::NotValidYetContext { time, not_before } => format!(
+                "the server's certificate is not valid yet, before {}, or our clock ({}) is wrong",
+                day(not_before),
+                day(time)
+            ),
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 format!("the server's certificate is for another name: {tls}")
             }
-            CertificateError::Other(OtherError(why)) if why.is::<Unpinned>() => why.to_string(),
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                "the server's certificate is not for servers: its extended key usage lacks serverAuth"
+                    .to_owned()
+            }
+            CertificateError::BadSignature => {
+                "the server's certificate was not signed by the trusted CA that it names (bad signature): is there \
+                 another CA of that name?"
+                    .to_owned()
+            }
+            CertificateError::Other(OtherError(why)) if why.is::<Unpinned>() || why.is::<Untrusted>() => {
+                why.to_string()
+            }
             _ => format!("the server's certificate is not acceptable: {tls}"),
         },
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
@@ -305,11 +344,45 @@ pub(super) fn explain(error: &std::io::Error) -> String {
             )
         }
         Error::AlertReceived(alert) => {
-            format!(
-                "the server refused our side of TLS (alert {alert:?}): does it want a client certificate?"
-            )
+            format!("the server refused our side of TLS (alert {alert:?}): {}", advice(*alert))
+        }
+        Error::PeerIncompatible(_)
+        | Error::PeerMisbehaved(PeerMisbehaved::SelectedUnofferedCipherSuite) => {
+            format!("the server's TLS is too old or too weak: {tls}; {WANTED}")
         }
         _ => tls.to_string(),
+    }
+}
+
+/// What a server must speak.
+const WANTED: &str =
+    "it must speak TLS 1.2 or 1.3 with a cipher suite of today, as opamp.server.tls allows";
+
+/// What a person should look at when a server ends TLS with such an alert.
+const fn advice(alert: AlertDescription) -> &'static str {
+    use AlertDescription as A;
+    match alert {
+        A::CertificateRequired => {
+            "it demands a client certificate: opamp.server.tls.cert_file and key_file"
+        }
+        A::CertificateExpired => "our client certificate has expired, or its clock is wrong",
+        A::CertificateRevoked => "our client certificate was revoked",
+        A::UnknownCA => "it does not know the CA of our client certificate",
+        A::BadCertificate
+        | A::UnsupportedCertificate
+        | A::CertificateUnknown
+        | A::DecryptError
+        | A::AccessDenied => {
+            "it does not accept our client certificate, or wants one and we have none"
+        }
+        A::ProtocolVersion => {
+            "it speaks no version of TLS that we do; it must speak TLS 1.2 or 1.3, as opamp.server.tls allows"
+        }
+        A::HandshakeFailure | A::InsufficientSecurity => {
+            "no cipher suite or kind of key in common, or it demands a client certificate and we have none"
+        }
+        A::UnrecognisedName => "it does not know the name in opamp.server.endpoint",
+        _ => "does it want a client certificate?",
     }
 }
 
@@ -325,19 +398,29 @@ impl TimeProvider for Clock {
     }
 }
 
-/// `insecure_skip_verify`: any certificate, but the peer must hold its key.
+/// The normal checks. Not rustls' own verifier: it brings revocation lists, 16 KB that we never hand it.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct Normal {
+    /// [`None`]: `insecure_skip_verify`, any certificate will do, but the peer must hold its key.
+    roots: Option<Arc<RootCertStore>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
 
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for Normal {
     fn verify_server_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
-        _now: UnixTime,
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        if let Some(roots) = &self.roots {
+            let leaf = ParsedCertificate::try_from(end_entity)?;
+            let all = self.algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, all)?;
+            verify_server_name(&leaf, server_name)?;
+        }
         Ok(ServerCertVerified::assertion())
     }
 
@@ -347,7 +430,7 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, cert, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -356,11 +439,11 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, cert, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 

@@ -18,7 +18,7 @@ use smol::channel::{Receiver, Sender};
 use smol::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use smol::stream::StreamExt;
 
-use super::http1::{self, Head};
+use super::http1::{self, Head, NoHead};
 use super::redirect::{Target, is_redirect};
 use super::{Incoming, LinkError, Outgoing, Plan, Stream, open};
 use crate::agent::session::LinkErrorKind;
@@ -160,7 +160,10 @@ impl Link<'_> {
             Error::ConnectionClosed | Error::AlreadyClosed => {
                 self.failed("the server closed the connection")
             }
-            Error::Io(error) => self.failed(&super::tls::explain(&error)),
+            Error::Io(error) => {
+                let error = super::tls::failure(&error);
+                self.error(&error.text, error.kind)
+            }
             other => {
                 self.close(CloseCode::Protocol, "", DRAIN_TIMEOUT).await;
                 self.fault(&other.to_string())
@@ -231,14 +234,22 @@ async fn ask(plan: &Plan, target: &Target) -> Result<(Stream, Head, String), Lin
     let host = target.endpoint.authority();
     let request = http1::request("GET", path, &host, &own, target.headers(&plan.server));
     let exchange = async {
-        stream.write_all(request.as_bytes()).await.map_err(|error| super::tls::explain(&error))?;
-        stream.flush().await.map_err(|error| super::tls::explain(&error))?;
-        http1::read_head(&mut stream, Vec::new()).await.map_err(|none| none.text)
+        let sent = async {
+            stream.write_all(request.as_bytes()).await?;
+            stream.flush().await
+        };
+        let sent = sent.await;
+        // Also where nothing could be sent: what TLS 1.3 has to say against us comes behind the handshake.
+        let read = http1::read_head(&mut stream, Vec::new()).await;
+        read.map_err(|NoHead { text, kind, .. }| match sent {
+            Err(error) if kind == LinkErrorKind::Failed => super::tls::failure(&error),
+            _ => LinkError { text, kind },
+        })
     };
     let limit = plan.server.timeouts.tls;
     match within(limit, exchange).await {
         Some(Ok(head)) => Ok((stream, head, key)),
-        Some(Err(error)) => Err(failed(error)),
+        Some(Err(error)) => Err(LinkError { text: format!("{target}: {}", error.text), ..error }),
         None => Err(failed(format!("no answer to the WebSocket upgrade within {limit:?}"))),
     }
 }

@@ -2,6 +2,7 @@
 "use strict";
 
 const REFRESH = 2000; // ms between two looks at the server
+const SOON = 30; // days before a certificate's end from which it is shown in red
 const at = (id) => document.getElementById(id);
 let chosen = null;
 
@@ -111,6 +112,77 @@ function packagesCell(agent) {
   return cell;
 }
 
+function certificateCell(agent) {
+  const cell = make("td");
+  const own = agent.certificate;
+  if (agent.revoked) cell.append(make("div", "revoked", "state bad"));
+  if (own && !own.revoked) {
+    const left = own.expired ? "expired" : own.days_left + " days left";
+    const line = make("div", left, "state " + (own.expired || own.days_left < SOON ? "bad" : "good"));
+    line.title = own.not_after;
+    cell.append(line, make("small", own.serial.slice(-12)));
+  } else if (!agent.revoked) {
+    cell.append(make("div", "none of ours", "quiet"));
+  }
+  const offer = agent.offered_connection;
+  if (offer && offer.outcome !== "applied") {
+    cell.append(make("small", offer.hash.slice(0, 12) + " " + offer.outcome, offer.outcome === "failed" ? "bad" : "wait"));
+    if (offer.error_message) cell.append(make("div", offer.error_message, "error"));
+  }
+  return cell;
+}
+
+function answerButton(csr, word) {
+  const button = make("button", word, "plain");
+  button.type = "button";
+  button.dataset.decide = word.toLowerCase();
+  button.dataset.uid = csr.instance_uid;
+  button.setAttribute("aria-label", word + " the request of " + csr.instance_uid);
+  return button;
+}
+
+function csrRow(csr) {
+  const row = make("tr");
+  const name = make("td", csr.common_name);
+  name.append(make("small", "key " + csr.key_sha256.slice(0, 24)), make("small", ago(csr.received)));
+  const answer = make("td");
+  answer.append(answerButton(csr, "Approve"), " ", answerButton(csr, "Reject"));
+  row.append(name, make("td", csr.why), answer);
+  return row;
+}
+
+function rotationRow(rotation) {
+  const tones = { applied: "good", failed: "bad", offered: "wait", waiting: "quiet" };
+  const row = make("tr");
+  const target = make("td", rotation.target);
+  target.append(make("small", "#" + rotation.id + " · " + rotation.concurrency + " at a time"));
+  const done = make("td");
+  const bar = make("progress");
+  bar.max = rotation.total;
+  bar.value = rotation.agents.applied + rotation.agents.failed;
+  bar.setAttribute("aria-label", "rotation " + rotation.id);
+  const ended = rotation.ended ? (rotation.cancelled ? "cancelled " : "ended ") + ago(rotation.ended) : "running";
+  done.append(bar, make("small", ended));
+  const counts = make("td");
+  for (const state of ["applied", "offered", "waiting", "failed"]) {
+    if (rotation.agents[state]) counts.append(make("div", rotation.agents[state] + " " + state, "state " + tones[state]));
+  }
+  row.append(target, done, counts);
+  return row;
+}
+
+function showCertificates(csrs, rotations) {
+  at("certificates").hidden = csrs.length + rotations.length === 0;
+  // A button that has the keyboard keeps it.
+  const focused = document.activeElement && document.activeElement.dataset;
+  const again = focused && focused.decide && [focused.uid, focused.decide];
+  at("csrs").replaceChildren(...csrs.slice(0, 100).map(csrRow));
+  at("rotations").replaceChildren(...rotations.map(rotationRow));
+  for (const button of at("csrs").querySelectorAll("button")) {
+    if (again && button.dataset.uid === again[0] && button.dataset.decide === again[1]) button.focus();
+  }
+}
+
 function offerRow(offer) {
   const tones = { installed: "good", failed: "bad", without_packages: "quiet" };
   const row = make("tr");
@@ -156,7 +228,7 @@ function agentRow(agent) {
   }
   const seen = make("td", ago(agent.last_seen));
   seen.title = agent.last_seen;
-  row.append(name, labels, healthCell(agent), configCell(agent), packagesCell(agent), seen);
+  row.append(name, labels, healthCell(agent), configCell(agent), packagesCell(agent), certificateCell(agent), seen);
   return row;
 }
 
@@ -217,6 +289,8 @@ async function refresh() {
     showAgents((await ask("/api/v1/agents")).agents);
     const [offers, kept] = await Promise.all([ask("/api/v1/offers/packages"), ask("/api/v1/packages")]);
     showPackages(offers.offers, kept.packages);
+    const [csrs, rotations] = await Promise.all([ask("/api/v1/csrs"), ask("/api/v1/rotations")]);
+    showCertificates(csrs.csrs, rotations.rotations);
     const wanted = chosen;
     const detail = wanted && (await ask("/api/v1/agents/" + encodeURIComponent(wanted)));
     if (detail && chosen === wanted) showDetail(detail);
@@ -238,6 +312,23 @@ at("agents").addEventListener("click", (event) => {
   chosen = row.dataset.uid;
   if (!at("target").value) at("target").value = "instance_uid=" + chosen;
   refresh();
+});
+
+at("csrs").addEventListener("click", async (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  const { uid, decide } = button.dataset;
+  const result = at("decided");
+  try {
+    const headers = { "Content-Type": "application/json" };
+    await ask("/api/v1/csrs/" + encodeURIComponent(uid) + "/" + decide, { method: "POST", headers, body: "{}" });
+    result.className = "good";
+    result.textContent = (decide === "approve" ? "Approved " : "Rejected ") + uid + ".";
+    refresh();
+  } catch (error) {
+    result.className = "bad";
+    result.textContent = error.message;
+  }
 });
 
 at("close").addEventListener("click", () => {

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chiton_proto::{
-    AgentCapabilities, AgentDescription, AgentToServer, AnyValue, KeyValue, Message as _,
-    PackageDownloadDetails, PackageStatus, PackageStatusEnum, PackageStatuses, RemoteConfigStatus,
-    RemoteConfigStatuses, ServerToAgent, any_value::Value as Any,
+    AgentCapabilities, AgentDescription, AgentToServer, AnyValue, CertificateRequest,
+    ConnectionSettingsRequest, ConnectionSettingsStatus, ConnectionSettingsStatuses, KeyValue,
+    Message as _, OpAmpConnectionSettingsRequest, PackageDownloadDetails, PackageStatus,
+    PackageStatusEnum, PackageStatuses, RemoteConfigStatus, RemoteConfigStatuses, ServerToAgent,
+    any_value::Value as Any,
 };
 use chiton_server::{Config, Database, Journal, Running, Server};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -309,4 +311,37 @@ pub(crate) fn package_statuses(
         error_message: String::new(),
     };
     with_packages(AgentToServer { package_statuses: Some(statuses), ..message })
+}
+
+/// The same agent, taking connection settings and saying what became of them.
+pub(crate) fn with_connections(message: AgentToServer) -> AgentToServer {
+    let capabilities = message.capabilities
+        | AgentCapabilities::AcceptsOpAmpConnectionSettings as u64
+        | AgentCapabilities::ReportsConnectionSettingsStatus as u64;
+    AgentToServer { capabilities, ..message }
+}
+
+pub(crate) fn connection_status(
+    message: AgentToServer,
+    hash: &[u8],
+    status: ConnectionSettingsStatuses,
+    error: &str,
+) -> AgentToServer {
+    let mut report = ConnectionSettingsStatus {
+        last_connection_settings_hash: Bytes::copy_from_slice(hash),
+        error_message: error.to_owned(),
+        ..ConnectionSettingsStatus::default()
+    };
+    report.set_status(status);
+    with_connections(AgentToServer { connection_settings_status: Some(report), ..message })
+}
+
+/// A message that asks for a certificate.
+pub(crate) fn with_request(message: AgentToServer, csr: &str) -> AgentToServer {
+    let csr = Bytes::copy_from_slice(csr.as_bytes());
+    let opamp = Some(OpAmpConnectionSettingsRequest {
+        certificate_request: Some(CertificateRequest { csr }),
+    });
+    let request = Some(ConnectionSettingsRequest { opamp });
+    with_connections(AgentToServer { connection_settings_request: request, ..message })
 }

@@ -11,6 +11,7 @@
 
 mod binary;
 mod client;
+mod credentials;
 mod download;
 mod offers;
 mod packages;

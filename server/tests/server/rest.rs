@@ -140,6 +140,10 @@ async fn the_page_brings_everything_with_it() {
         assert!(html.contains(path));
         assert_eq!(get(running.rest_addr(), path).await.status, 200);
     }
+    // What the script writes to is there.
+    for id in ["agents", "csrs", "rotations", "certificates", "decided"] {
+        assert!(html.contains(&format!("id=\"{id}\"")), "{id}");
+    }
     let script = String::from_utf8(get(running.rest_addr(), "/page.js").await.body).unwrap();
     for way_in in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
         assert!(!script.contains(way_in), "{way_in}");

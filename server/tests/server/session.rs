@@ -40,8 +40,9 @@ async fn the_first_report_is_answered_and_shown() {
         .await;
     assert_eq!(answer.instance_uid[..], ONE);
     assert_eq!(
-        answer.capabilities, 0x1f,
-        "AcceptsStatus, OffersRemoteConfig, AcceptsEffectiveConfig, OffersPackages, AcceptsPackagesStatus"
+        answer.capabilities, 0x3f,
+        "AcceptsStatus, OffersRemoteConfig, AcceptsEffectiveConfig, OffersPackages, AcceptsPackagesStatus, \
+         OffersConnectionSettings"
     );
     assert_eq!((answer.flags, answer.error_response, answer.remote_config), (0, None, None));
 

@@ -17,9 +17,9 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::client::{in_time, offer, quiet, report, shown, upgrade, upload, with_packages};
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority() -> Authority {
+pub(crate) fn authority() -> Authority {
     let mut params = CertificateParams::new([]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
@@ -32,7 +32,7 @@ fn leaf(authority: &Authority) -> (String, String) {
     (params.signed_by(&key, authority).unwrap().pem(), key.serialize_pem())
 }
 
-fn files(directory: &Path, authority: &Authority, client_ca: bool) -> TlsFiles {
+pub(crate) fn files(directory: &Path, authority: &Authority, client_ca: bool) -> TlsFiles {
     let (cert, key) = leaf(authority);
     let file = |name: &str, text: String| {
         let path = directory.join(name);
@@ -50,7 +50,7 @@ async fn server(files: TlsFiles) -> Running {
     Server::start(Config { tls: Some(files), ..quiet() }).await.unwrap()
 }
 
-async fn connect(
+pub(crate) async fn connect(
     running: &Running,
     trusted: &Authority,
     identity: Option<(String, String)>,
@@ -75,7 +75,7 @@ async fn connect(
 }
 
 /// In TLS 1.3 the client learns that its certificate was refused only when it reads.
-async fn is_refused(connection: std::io::Result<TlsStream<TcpStream>>) -> bool {
+pub(crate) async fn is_refused(connection: std::io::Result<TlsStream<TcpStream>>) -> bool {
     match connection {
         Err(_) => true,
         Ok(mut stream) => in_time(stream.read(&mut [0; 1])).await.is_err(),
