@@ -62,6 +62,8 @@ type received struct {
 	peer    string
 	// leaf is the client's certificate, where it showed one.
 	leaf *x509.Certificate
+	// authorization is the header of the request that the message, or its connection, came with.
+	authorization string
 }
 
 // opampServer is opamp-go's server with a memory.
@@ -225,6 +227,7 @@ func (s *opampServer) onConnecting(request *http.Request) types.ConnectionRespon
 		s.change(func() { s.refused++ })
 		return types.ConnectionResponse{HTTPStatusCode: refuse}
 	}
+	authorization := request.Header.Get("Authorization")
 	var number int
 	broken := false
 	return types.ConnectionResponse{
@@ -238,7 +241,9 @@ func (s *opampServer) onConnecting(request *http.Request) types.ConnectionRespon
 				})
 			},
 			OnMessage: func(_ context.Context, _ types.Connection, m *protobufs.AgentToServer) *protobufs.ServerToAgent {
-				return s.onMessage(received{AgentToServer: m, at: time.Now(), connection: number, peer: peer, leaf: leaf})
+				return s.onMessage(received{
+					AgentToServer: m, at: time.Now(), connection: number, peer: peer, leaf: leaf, authorization: authorization,
+				})
 			},
 			OnReadMessageError: func(types.Connection, int, []byte, error) { broken = true },
 			OnConnectionClose: func(c types.Connection) {
