@@ -1,13 +1,17 @@
 //! The status document: what the agent knows of itself, as JSON.
 
+use core::time::Duration;
+
 use chiton_proto::{ComponentHealth, PackageStatusEnum, PackageStatuses, RemoteConfigStatuses};
 
 use crate::agent::Snapshot;
 use crate::agent::capabilities;
 use crate::agent::rollout::Generation;
 use crate::agent::session::LinkState;
-use crate::clock::Now;
+use crate::clock::{Now, Wall};
+use crate::credentials::Judged;
 use crate::json::Json;
+use crate::log::rfc3339;
 
 /// What the runtime adds to the core's view.
 #[derive(Clone, Debug)]
@@ -18,6 +22,8 @@ pub struct Surroundings {
     pub resident: Option<u64>,
     /// What is wrong with the settings file, the connection's credentials or the state directory.
     pub problems: Vec<String>,
+    /// The client certificate in use.
+    pub certificate: Option<Judged>,
     /// Seconds since the agent started.
     pub uptime: u64,
 }
@@ -34,7 +40,7 @@ pub fn document(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
         ("connection", connection(snapshot, around, now)),
         ("config", config(snapshot)),
         ("packages", packages(&snapshot.packages)),
-        ("certificate_expiry", Json::Null),
+        ("certificate", Json::or_null(around.certificate.as_ref().map(certificate))),
         ("workload", workload(snapshot)),
         ("health", health(&snapshot.health)),
         (
@@ -60,6 +66,14 @@ fn connection(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
         ("connected_seconds", Json::or_null(since.map(Json::Number))),
         ("last_error", Json::or_null(snapshot.link_error.as_ref().map(Json::text))),
         ("capabilities", Json::List(names.collect())),
+    ])
+}
+
+fn certificate(own: &Judged) -> Json {
+    let not_after = Wall(Duration::from_secs(own.not_after));
+    Json::object([
+        ("not_after", Json::text(rfc3339(not_after))),
+        ("common_name", Json::text(&own.common_name)),
     ])
 }
 

@@ -39,11 +39,11 @@ use crate::json::Json;
 use crate::log::Log;
 use crate::log::limit::Limiter;
 use crate::notify::Notify;
-use crate::reactor::{self, Io, Timer};
+use crate::reactor::{self, Io, Timer, within};
 use crate::settings::{Apply, CheckKind, Level, Loaded, Owner, Packages, Problem, Settings};
 use crate::status::{self, Surroundings};
 use crate::store::Store;
-use crate::transport::tls::Factory;
+use crate::transport::tls::{self, Factory};
 use crate::workload::check;
 use crate::workload::command::{self, CommandOutcome};
 use crate::workload::family::{self, Kind};
@@ -68,6 +68,8 @@ const ENTROPY_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PROBLEMS: usize = 16;
 /// How an orderly end is bounded, beside `stop_timeout`.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// A status does not wait longer for the certificate's file.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why `run` could not go on.
 #[derive(Debug)]
@@ -742,7 +744,7 @@ impl<'a> Runtime<'a> {
 
     fn asked(&mut self, stream: Io<UnixStream>, request: &str) {
         let document = match request.split_once(' ').unwrap_or((request, "")) {
-            ("" | "status", _) => self.status(),
+            ("" | "status", _) => return self.show(stream),
             ("retry", hash) => {
                 let hash = Some(hash.trim()).filter(|hash| !hash.is_empty());
                 let mut actions = Vec::new();
@@ -755,9 +757,11 @@ impl<'a> Runtime<'a> {
         self.executor.spawn(socket::answer(stream, format!("{document}\n"))).detach();
     }
 
-    fn status(&self) -> Json {
+    /// Answers with the status, once the certificate's file has been looked at.
+    fn show(&self, stream: Io<UnixStream>) {
         let now = now();
-        let around = Surroundings {
+        let mut around = Surroundings {
+            certificate: None,
             endpoint: self.settings.server.endpoint.to_string(),
             resident: resident(),
             problems: [&self.bad_settings, &self.deferred, &self.problems]
@@ -767,7 +771,17 @@ impl<'a> Runtime<'a> {
                 .collect(),
             uptime: now.mono.since(self.started).as_secs(),
         };
-        status::document(&self.agent.snapshot(), &around, now)
+        let snapshot = self.agent.snapshot();
+        let own = self.settings.server.tls.client.clone();
+        let answering = async move {
+            if let Some(own) = own {
+                let looked = crate::pool::unblock(move || tls::certificate(&own.cert_file));
+                around.certificate = within(LOOK_TIMEOUT, looked).await.and_then(Result::ok);
+            }
+            let document = status::document(&snapshot, &around, now);
+            socket::answer(stream, format!("{document}\n")).await;
+        };
+        self.executor.spawn(answering).detach();
     }
 
     fn signal(&mut self, signal: u8) {
