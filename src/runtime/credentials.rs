@@ -1,6 +1,5 @@
 //! The connection's credentials: read, judged, asked for, and placed for others.
 
-use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +9,6 @@ use bytes::Bytes;
 use super::link::Links;
 use super::{Runtime, disk, outcome};
 use crate::agent::Event;
-use crate::agent::connection::enrol::Facts;
 use crate::agent::connection::overlay::{Candidate, Staged};
 use crate::agent::connection::{DIRECTORY, Way};
 use crate::agent::rollout::Digest;
@@ -21,7 +19,7 @@ use crate::credentials::{judge, request};
 use crate::settings::{Connection, KeyKind, Server, connection_of};
 use crate::store::Store;
 use crate::store::connections::{Files, Pending, export};
-use crate::transport::tls::{self, Factory, MAX_PEM};
+use crate::transport::tls::{self, Factory};
 use crate::workload::command;
 use crate::workload::spawn::Spec;
 
@@ -66,11 +64,14 @@ impl Runtime<'_> {
         let client = self.agent.server().0.tls.client;
         let inbox = Rc::clone(&self.inbox);
         let reading = async move {
-            let facts = match client {
-                Some(client) => crate::pool::unblock(move || facts(&client.cert_file)).await,
+            let certificate = match client {
+                Some(client) => {
+                    let read = move || tls::certificate(&client.cert_file).ok();
+                    crate::pool::unblock(read).await
+                }
                 None => None,
             };
-            inbox.put(Event::Certificate(facts)).await;
+            inbox.put(Event::Certificate(certificate)).await;
         };
         self.executor.spawn(reading).detach();
         self.export();
@@ -114,16 +115,6 @@ impl Runtime<'_> {
     pub(super) fn make_request(&mut self, common_name: String, key: KeyKind) {
         self.job(disk::Job::MakeRequest { common_name, key });
     }
-}
-
-/// What a certificate file says of itself.
-fn facts(file: &Path) -> Option<Facts> {
-    if fs::metadata(file).ok()?.len() > MAX_PEM {
-        return None;
-    }
-    let judged = judge::describe(&fs::read(file).ok()?).ok()?;
-    let judge::Judged { not_before, not_after, common_name } = judged;
-    Some(Facts { not_before, not_after, common_name })
 }
 
 /// Places a candidate, once all that can be known without a connection speaks for it.

@@ -31,7 +31,9 @@ use smol::io::{AsyncRead, AsyncWrite};
 use super::pins::{Pinned, Unpinned, Untrusted};
 use crate::agent::session::{LinkError, LinkErrorKind};
 use crate::clock::{self, Wall};
+use crate::credentials::Judged;
 pub use crate::credentials::certificate::from_pem as certificates;
+use crate::credentials::judge::describe;
 use crate::settings::{Tls, TlsVersion};
 use crate::sha256::Sha256;
 
@@ -113,6 +115,14 @@ impl Factory {
 /// One line: which file, what is wrong with it.
 pub fn check(tls: &Tls) -> Result<(), String> {
     configure(tls, &Files::read(tls)?, [0; 32], true).map(drop)
+}
+
+/// What the first certificate of a file says of itself. Reads it: call it through `pool`.
+///
+/// # Errors
+/// One line: the file, what is wrong with it.
+pub fn certificate(file: &Path) -> Result<Judged, String> {
+    describe(&read(file)?).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 impl Files {
@@ -508,6 +518,32 @@ mod tests {
         // Known, but not of the versions that are spoken.
         let why = suites(&some[..1], old, old).unwrap_err();
         assert!(why.contains("known are TLS_ECDHE") && !why.contains(some[0]), "{why}");
+    }
+
+    #[test]
+    fn who_refuses_is_told_from_who_is_not_reached() {
+        let tls = |error: Error| failure(&std::io::Error::new(ErrorKind::InvalidData, error)).kind;
+        let alert = |alert| tls(Error::AlertReceived(alert));
+        for refused in [
+            alert(AlertDescription::CertificateRequired),
+            alert(AlertDescription::HandshakeFailure),
+            alert(AlertDescription::UnknownCA),
+            alert(AlertDescription::ProtocolVersion),
+            tls(CertificateError::UnknownIssuer.into()),
+            tls(PeerMisbehaved::SelectedUnofferedCipherSuite.into()),
+        ] {
+            assert_eq!(refused, LinkErrorKind::Refused);
+        }
+        for failed in [
+            alert(AlertDescription::InternalError),
+            // A captive portal, a web server.
+            tls(InvalidMessage::InvalidContentType.into()),
+            failure(&ErrorKind::ConnectionReset.into()).kind,
+            failure(&ErrorKind::UnexpectedEof.into()).kind,
+            failure(&ErrorKind::TimedOut.into()).kind,
+        ] {
+            assert_eq!(failed, LinkErrorKind::Failed);
+        }
     }
 
     #[test]
