@@ -1,11 +1,14 @@
 package interop
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -222,4 +225,46 @@ func TestCredentialsThroughAProxy(t *testing.T) {
 		}
 		a.stop()
 	})
+}
+
+// With neither server there nothing is judged: whichever is back first says what becomes of the offer.
+func TestCredentialsWhileNobodyIsThere(t *testing.T) {
+	for name, moves := range map[string]bool{"the new one comes": true, "the old one comes": false} {
+		t.Run(name, func(t *testing.T) {
+			overEach(t, []transport{ws, plainTLS}, func(t *testing.T, row transport) {
+				old, other := newServer(t, row), newServer(t, row)
+				other.stop()
+				port := freePort(t)
+				a := startAgent(t, old, withSmallWorkload(t, port, acceptsOffers))
+				old.awaitMessage(0, "a heartbeat", isHeartbeat)
+				before := awaitServed(t, port, "who: local")
+				offer := offerOf("there", leadsTo(t, other, "127.0.0.1"))
+				from := old.mark()
+				old.offer(offer)
+				old.awaitMessage(from, "a goodbye", func(m received) bool { return m.AgentDisconnect != nil })
+				old.stop()
+				eventually(t, "both to have been tried", func() error {
+					text, err := os.ReadFile(a.path("stderr"))
+					if err == nil && bytes.Count(text, []byte("the offered connection does not work")) < 2 {
+						err = errors.New("not yet")
+					}
+					return err
+				})
+				stillServed(t, port, before, "who: local")
+				from = old.mark()
+				if moves {
+					other.start()
+					other.awaitConnection(0, offer, connectionApplied)
+					other.awaitMessage(other.mark(), "a heartbeat to the new server", isHeartbeat)
+					a.server = other
+				} else {
+					old.start()
+					_, from = old.awaitConnection(from, offer, connectionFailed)
+					old.goesOn(from)
+				}
+				stillServed(t, port, before, "who: local")
+				a.stop()
+			})
+		})
+	}
 }
