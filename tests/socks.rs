@@ -3,13 +3,7 @@
 //!
 //! What must never be: a name that the device looks up itself, a password in a log or at the server, a wait without
 //! end, bytes of the tunnel lost.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
 
 mod common;
 
