@@ -15,6 +15,7 @@
 pub(crate) mod authority;
 pub(crate) mod http;
 pub(crate) mod packages;
+pub(crate) mod proxy;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
