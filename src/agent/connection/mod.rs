@@ -270,6 +270,12 @@ impl Connections {
         self.volatile
     }
 
+    /// Whether no offer is under way.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
     /// What `chiton status` calls it.
     #[must_use]
     pub const fn phase(&self) -> &'static str {
@@ -293,7 +299,10 @@ impl Connections {
                 error_message: error.to_owned(),
             }
         };
-        if let Some(hash) = self.under_way() {
+        // What is being placed may turn out to be known: a server that offers it in each answer would hear of it, and
+        // answer, for ever.
+        let placed = !matches!(self.phase, Phase::Staging { .. });
+        if let Some(hash) = self.under_way().filter(|_| placed) {
             return of(hash, ConnectionSettingsStatuses::Applying, "");
         }
         if let Some((hash, reason, _)) = &self.unplaced {
