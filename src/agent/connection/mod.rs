@@ -293,7 +293,10 @@ impl Connections {
                 error_message: error.to_owned(),
             }
         };
-        if let Some(hash) = self.under_way() {
+        // What is being placed may turn out to be known: a server that offers it in each answer would hear of it, and
+        // answer, for ever.
+        let placed = !matches!(self.phase, Phase::Staging { .. });
+        if let Some(hash) = self.under_way().filter(|_| placed) {
             return of(hash, ConnectionSettingsStatuses::Applying, "");
         }
         if let Some((hash, reason, _)) = &self.unplaced {
