@@ -2,10 +2,9 @@
 
 use std::fs;
 
-use sha2::{Digest, Sha256};
-
 use crate::agent::Host;
 use crate::agent::identity::Hardware;
+use crate::sha256::Sha256;
 
 /// Bytes read of any of these files.
 const MAX_FACT: usize = 4096;
@@ -61,7 +60,7 @@ pub fn hardware() -> Hardware {
             hasher.update(source.as_bytes());
             hasher.update([0]);
             hasher.update(value?.as_bytes());
-            Some((source.to_owned(), hasher.finalize().into()))
+            Some((source.to_owned(), hasher.finalize()))
         })
         .collect()
 }

@@ -3,7 +3,7 @@
 //! smol's pool keeps idle threads that wake twice a second; jobs here are rare, and rest must be rest (promise 7).
 
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::{io, thread};
 
 use smol::channel::bounded;
 use smol::lock::Semaphore;
@@ -27,7 +27,7 @@ pub async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
             let _ = result.try_send(work());
         }
     };
-    if thread::Builder::new().stack_size(STACK).spawn(job).is_err() {
+    if spawn(STACK, Box::new(job)).is_err() {
         let work = work.lock().ok().and_then(|mut work| work.take());
         if let Some(work) = work {
             return work();
@@ -38,4 +38,12 @@ pub async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
         // The job panicked, which ends the process in a release build.
         Err(_) => core::future::pending().await,
     }
+}
+
+/// A thread for one job. The job is boxed: one copy of what std makes of it, not one for each kind of job.
+///
+/// # Errors
+/// No thread is to be had.
+pub fn spawn(stack: usize, job: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    thread::Builder::new().stack_size(stack).spawn(job).map(drop)
 }

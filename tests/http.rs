@@ -380,7 +380,7 @@ mod answers {
             ),
             (whole(GZIPPED, &message), &["says that it is gzip"]),
             (whole(GZIPPED, &packed[..packed.len() - 3]), &["gzip is cut short"]),
-            (whole(GZIPPED, &damaged), &["gzip is cut short or damaged"]),
+            (whole(GZIPPED, &damaged), &["says that it is gzip", "checksum"]),
             (whole(GZIPPED, &behind(&packed, b"more")), &["behind the end of the answer's gzip"]),
             (whole(GZIPPED, &behind(&packed, &packed)), &["behind the end of the answer's gzip"]),
             (behind(&whole(PROTOBUF, &message), b"more"), &["behind the end of the answer"]),

@@ -577,11 +577,12 @@ fn a_state_directory_that_is_lost_with_the_power_is_said() {
     settle(&home, &Settings::default());
     let agent = start(&home);
     let workload = home.workload(1);
-    agent.logs(&["ERROR", "opamp.state_dir", "is on tmpfs"]);
+    agent.logs(&["WARN", "opamp.state_dir", "is on tmpfs"]);
     let (status, code) = agent.status();
-    let problems = format!("{:?}", status.get("problems"));
-    assert_eq!(problems.matches("is on tmpfs").count(), 1, "{problems}");
-    assert_eq!(code, Some(1));
+    let notes = format!("{:?}", status.get("notes"));
+    assert_eq!(notes.matches("is on tmpfs").count(), 1, "{notes}");
+    // A device may well be built so.
+    assert_eq!(code, Some(0));
     assert!(is_alive(workload));
     agent.stop();
 }

@@ -1,7 +1,8 @@
 //! What an offer is called: by its server, or by its contents.
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
+
+use crate::sha256::Sha256;
 
 /// How our own names of offers begin that came without a hash.
 const OWN: &[u8] = b"\0by contents\0";
@@ -18,7 +19,7 @@ pub(super) fn called<'p>(given: &Bytes, contents: impl Iterator<Item = &'p [u8]>
         hash.update(part.len().to_be_bytes());
         hash.update(part);
     }
-    [OWN, hash.finalize().as_slice()].concat().into()
+    [OWN, &hash.finalize()].concat().into()
 }
 
 /// What the server called it: nothing, where the name is our own.

@@ -16,11 +16,11 @@ use core::fmt;
 
 use bytes::Bytes;
 use chiton_proto::{AgentConfigMap, AgentConfigObject};
-use sha2::{Digest as _, Sha256};
 
 use crate::agent::merge::{self, MergeError, Side};
 use crate::agent::redact;
 use crate::settings::{Layout, RemoteConfig};
+use crate::sha256::Sha256;
 
 /// Where an empty name is placed when nothing else names the file.
 pub const DEFAULT_NAME: &str = "config.yaml";
@@ -108,7 +108,7 @@ impl ConfigSet {
                 hash.update(part);
             }
         }
-        hash.finalize().into()
+        hash.finalize()
     }
 
     /// What to report as the effective config: the offered names, the placed bodies, with the values of keys

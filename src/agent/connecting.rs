@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use chiton_proto::{AgentCapabilities, ConnectionSettingsOffers};
 
-use super::connection::enrol::{Facts, Wish};
+use super::connection::enrol::Wish;
 use super::connection::{self, Connections, Found, Way, overlay};
 use super::report::Facets;
 use super::session::{self, News, Session, Tone, Wire};
 use super::{Action, Agent, Config, capabilities};
 use crate::clock::Now;
+use crate::credentials::Judged;
 use crate::settings::{Connection, Scheme, Server, connection_of};
 
 impl Config {
@@ -128,7 +129,7 @@ impl Agent {
     }
 
     /// The certificate in use was read.
-    pub(super) fn certificate_read(&mut self, facts: Option<Facts>) {
+    pub(super) fn certificate_read(&mut self, facts: Option<Judged>) {
         let offered = self.state.connections.certificate_was_offered();
         self.enrolment.facts(facts, offered);
     }

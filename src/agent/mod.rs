@@ -38,7 +38,7 @@ use chiton_proto::{
 };
 
 use self::bounds::Bounds;
-use self::connection::enrol::{Enrolment, Facts};
+use self::connection::enrol::Enrolment;
 use self::connection::{Connections, Found, Way};
 use self::degrade::Degrading;
 pub use self::govern::{RESTART_INTERVAL, Reread};
@@ -54,6 +54,7 @@ use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, V
 use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{self, Mono, Now, Wall};
+use crate::credentials::Judged;
 use crate::settings::{Apply, DegradeAction, KeyKind, Owner, Settings};
 use crate::signature::Keyring;
 
@@ -107,7 +108,7 @@ pub enum Event {
     /// Answers [`Action::RememberConnection`].
     ConnectionRemembered(Result<(), String>),
     /// The client certificate in use, if there is one that can be read. Answers [`Action::UseCredentials`].
-    Certificate(Option<Facts>),
+    Certificate(Option<Judged>),
     /// Answers [`Action::MakeRequest`]: the request, PEM.
     RequestMade(Result<Bytes, String>),
     /// Answers [`Action::Validate`].
@@ -319,7 +320,7 @@ pub struct Config {
     bounds: Bounds,
 }
 
-/// Facts about the host that are reported.
+/// Judged about the host that are reported.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
     /// `host.name`.
@@ -663,7 +664,7 @@ pub struct Snapshot {
     /// ConnectionSettingsStatus.
     pub connection_settings: ConnectionSettingsStatus,
     /// The client certificate in use.
-    pub certificate: Option<Facts>,
+    pub certificate: Option<Judged>,
     /// The workload's process.
     pub pid: Option<u32>,
     /// Restarts of the workload after crashes.

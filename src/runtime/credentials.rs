@@ -1,6 +1,5 @@
 //! The connection's credentials: read, judged, asked for, and placed for others.
 
-use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,19 +7,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::link::Links;
-use super::{Runtime, disk};
+use super::{Runtime, disk, outcome};
 use crate::agent::Event;
-use crate::agent::connection::enrol::Facts;
 use crate::agent::connection::overlay::{Candidate, Staged};
 use crate::agent::connection::{DIRECTORY, Way};
 use crate::agent::rollout::Digest;
+use crate::agent::session::Tone;
 use crate::agent::uid::Uid;
 use crate::clock::{self, Wall};
 use crate::credentials::{judge, request};
 use crate::settings::{Connection, KeyKind, Server, connection_of};
 use crate::store::Store;
-use crate::store::connections::{Files, Pending};
-use crate::transport::tls::{self, Factory, MAX_PEM};
+use crate::store::connections::{Files, Pending, export};
+use crate::transport::tls::{self, Factory};
+use crate::workload::command;
+use crate::workload::spawn::Spec;
 
 impl Runtime<'_> {
     /// Makes the links what the connection that is gone by needs.
@@ -63,28 +64,57 @@ impl Runtime<'_> {
         let client = self.agent.server().0.tls.client;
         let inbox = Rc::clone(&self.inbox);
         let reading = async move {
-            let facts = match client {
-                Some(client) => crate::pool::unblock(move || facts(&client.cert_file)).await,
+            let certificate = match client {
+                Some(client) => {
+                    let read = move || tls::certificate(&client.cert_file).ok();
+                    crate::pool::unblock(read).await
+                }
                 None => None,
             };
-            inbox.put(Event::Certificate(facts)).await;
+            inbox.put(Event::Certificate(certificate)).await;
         };
         self.executor.spawn(reading).detach();
+        self.export();
+    }
+
+    /// Keeps the credentials in force at stable paths, and tells who asked to be told; at the start too, since a crash may
+    /// have come between the two.
+    fn export(&mut self) {
+        let first = !core::mem::replace(&mut self.exported, true);
+        let Some(directory) = self.settings.credentials.export.clone() else { return };
+        let tls = self.agent.server().0.tls;
+        let words = self.settings.credentials.on_change.clone();
+        let spec = (!words.is_empty()).then(|| {
+            self.running_spec(&words).map(|spec| Spec {
+                // It is the device's own, not the workload's.
+                user: None,
+                ..spec
+            })
+        });
+        let inbox = Rc::clone(&self.inbox);
+        let exporting = async move {
+            let shown = directory.display().to_string();
+            let exported = crate::pool::unblock(move || export(&tls, &directory)).await;
+            let result = match (exported.map(|changed| changed || first), spec) {
+                (Err(error), _) => Err(error),
+                (Ok(true), Some(Ok(spec))) => {
+                    let ran = command::run(&spec, super::COMMAND_TIMEOUT).await;
+                    outcome(&spec, &ran).map_err(|why| format!("on_change: {why}"))
+                }
+                (Ok(true), Some(Err(why))) => Err(format!("on_change: {why}")),
+                (Ok(_), _) => Ok(()),
+            };
+            if let Err(error) = result {
+                let text = format!("opamp.credentials: {shown}: {error}");
+                inbox.log(Tone::Warning, text).await;
+            }
+        };
+        self.executor.spawn(exporting).detach();
     }
 
     pub(super) fn make_request(&mut self, common_name: String, key: KeyKind) {
         self.job(disk::Job::MakeRequest { common_name, key });
     }
-}
-
-/// What a certificate file says of itself.
-fn facts(file: &Path) -> Option<Facts> {
-    if fs::metadata(file).ok()?.len() > MAX_PEM {
-        return None;
-    }
-    let judged = judge::describe(&fs::read(file).ok()?).ok()?;
-    let judge::Judged { not_before, not_after, common_name } = judged;
-    Some(Facts { not_before, not_after, common_name })
 }
 
 /// Places a candidate, once all that can be known without a connection speaks for it.

@@ -8,6 +8,7 @@ use chiton_proto::{EffectiveConfig, Message};
 use smol::channel::{Receiver, Sender, bounded};
 
 use super::Inbox;
+use super::executor::Executor;
 use crate::agent::Event;
 use crate::agent::connection::Way;
 use crate::agent::session::{LinkError, LinkErrorKind, Outgoing as Report, Tone};
@@ -55,7 +56,7 @@ pub(super) struct Links {
 }
 
 /// Begins link `number`.
-pub(super) fn begin(links: Rc<Links>, number: u64, executor: &smol::LocalExecutor<'_>) -> Link {
+pub(super) fn begin(links: Rc<Links>, number: u64, executor: &Executor<'_>) -> Link {
     let (tasks, todo) = bounded(QUEUE);
     let running = executor.spawn(run(links, number, todo));
     Link { number, tasks, _running: running }

@@ -5,6 +5,7 @@
 
 mod credentials;
 mod disk;
+mod executor;
 mod external;
 mod keys;
 mod link;
@@ -25,7 +26,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use rustix::rand::{GetRandomFlags, getrandom};
-use smol::LocalExecutor;
+
 use smol::channel::{Receiver, Sender, bounded};
 
 use crate::agent::connection::{Found, Way};
@@ -53,6 +54,7 @@ use crate::workload::identity::Identity;
 use crate::workload::placeholders::{self, Places};
 use crate::workload::reap::{self, Exit, ExitKind};
 use crate::workload::spawn::{Child, Spec};
+use executor::Executor;
 use external::External;
 use link::{Link, Links, Task};
 use measure::Measures;
@@ -127,7 +129,7 @@ pub struct Start {
 /// # Errors
 /// When it cannot begin: the state directory is another agent's, or the kernel refuses what it needs.
 pub fn run(start: Start) -> Result<(), Fatal> {
-    let executor = Rc::new(LocalExecutor::new());
+    let executor = Rc::new(Executor::new());
     let (inputs, received) = bounded(INBOX);
     let inbox = Rc::new(Inbox { inputs });
     let signals = signals().map_err(|error| Fatal(format!("signals: {error}")))?;
@@ -161,7 +163,7 @@ struct Runtime<'a> {
     notify: Notify,
     limiter: RefCell<Limiter>,
     log: Log,
-    executor: Rc<LocalExecutor<'a>>,
+    executor: Rc<Executor<'a>>,
     inbox: Rc<Inbox>,
     agent: Agent,
     store: Arc<Store>,
@@ -177,6 +179,8 @@ struct Runtime<'a> {
     child: Option<Rc<Child>>,
     external: Option<External>,
     measures: Measures,
+    /// Credentials were placed for others since the start.
+    exported: bool,
     /// An interrupted change was undone on the disk.
     went_back: bool,
     /// What is committed could not be made to run.
@@ -190,6 +194,8 @@ struct Runtime<'a> {
     bad_settings: Vec<String>,
     /// What the connection lacks.
     deferred: Vec<String>,
+    /// What is worth a word, and makes nobody ill.
+    notes: Vec<String>,
     /// Whatever else is wrong, at most [`MAX_PROBLEMS`].
     problems: Vec<String>,
     /// What happened while actions were carried out.
@@ -205,7 +211,7 @@ impl<'a> Runtime<'a> {
         loaded: Loaded,
         file: PathBuf,
         log: Log,
-        executor: Rc<LocalExecutor<'a>>,
+        executor: Rc<Executor<'a>>,
         inbox: Rc<Inbox>,
     ) -> Result<Self, Fatal> {
         let now = now();
@@ -239,10 +245,17 @@ impl<'a> Runtime<'a> {
         let recovered = store.recover();
         clock::raise_floor(recovered.memory.packages.seen);
         problems.extend(recovered.problems);
-        problems.extend(store.is_volatile().map(|on| {
-            let at = settings.state_dir.display();
-            format!("opamp.state_dir {at} is on {on}: uid, configurations and certificates are lost with the power")
-        }));
+        let notes: Vec<String> = store
+            .is_volatile()
+            .map(|on| {
+                let at = settings.state_dir.display();
+                format!("opamp.state_dir {at} is on {on}: uid, configurations and certificates are lost with the power")
+            })
+            .into_iter()
+            .collect();
+        for note in &notes {
+            log.write(Level::Warn, note, now.wall);
+        }
         for problem in deferred.iter().chain(&problems) {
             log.write(Level::Error, problem, now.wall);
         }
@@ -277,6 +290,7 @@ impl<'a> Runtime<'a> {
                 .with_connection(found),
             external: External::new(&settings),
             measures: Measures::default(),
+            exported: false,
             went_back: recovered.went_back,
             astray: recovered.astray,
             settings,
@@ -302,6 +316,7 @@ impl<'a> Runtime<'a> {
             kept: None,
             bad_settings: Vec::new(),
             deferred,
+            notes,
             problems,
             aftermath: VecDeque::new(),
             started: now.mono,
@@ -792,6 +807,7 @@ impl<'a> Runtime<'a> {
                 .flatten()
                 .cloned()
                 .collect(),
+            notes: self.notes.clone(),
             uptime: now.mono.since(self.started).as_secs(),
         };
         status::document(&self.agent.snapshot(), &around, now)

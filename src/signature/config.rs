@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use sha2::{Digest as _, Sha256};
-
 use super::MAX_SIGNATURE;
+
+use crate::sha256::Sha256;
 
 /// The name of the object that carries the signature.
 pub const SIGNATURE_OBJECT: &str = "chiton.sig";
@@ -29,7 +29,7 @@ pub fn digest_config<'a>(
             hash.update(part);
         }
     }
-    (size, hash.finalize().into())
+    (size, hash.finalize())
 }
 
 /// A signed manifest's bytes: as they are, or from base64 for what carries text only. The two cannot be taken for
@@ -103,7 +103,7 @@ mod tests {
         }
         // As the documentation has it: a signer needs nothing else.
         let bytes = [&0_u64.to_le_bytes()[..], &4_u64.to_le_bytes(), b"a: 1"].concat();
-        assert_eq!(digest(&[("", "a: 1")]), (20, Sha256::digest(bytes).into()));
+        assert_eq!(digest(&[("", "a: 1")]), (20, Sha256::digest(bytes)));
     }
 
     #[test]

@@ -4,9 +4,9 @@ use core::fmt;
 
 use futures_rustls::pki_types::pem::{PemObject as _, SectionKind};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
-use sha2::{Digest as _, Sha256};
 
 use crate::secret::Secret;
+use crate::sha256::Sha256;
 
 /// What stands before the 32 bytes of a key in its SubjectPublicKeyInfo (RFC 8410).
 const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -128,7 +128,7 @@ impl PublicKey {
     /// Its name.
     #[must_use]
     pub fn id(&self) -> KeyId {
-        let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(self.0));
+        let [a, b, c, d, e, f, g, h, ..] = Sha256::digest(self.0);
         KeyId([a, b, c, d, e, f, g, h])
     }
 

@@ -9,9 +9,10 @@
 
 use proptest::prelude::*;
 use ring::signature::{ED25519, UnparsedPublicKey};
-use sha2::{Digest as _, Sha256};
 
 use super::*;
+
+use crate::sha256::Sha256;
 
 // Keys and signature were made once with OpenSSL 3.0.19: `openssl genpkey -algorithm ed25519`, `openssl pkey -pubout`,
 // and `openssl pkeyutl -sign -rawin` over the SHA-256 of "hello".
@@ -66,7 +67,7 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 fn hello() -> [u8; 32] {
-    Sha256::digest(b"hello").into()
+    Sha256::digest(b"hello")
 }
 
 fn key() -> SigningKey {
@@ -117,7 +118,7 @@ fn keys_and_signatures_of_openssl_are_understood_and_ours_are_the_same() {
 fn a_key_id_is_the_beginning_of_a_sha_256() {
     let public = key().public();
     let raw = public.der()[12..].to_vec();
-    let digest: [u8; 32] = Sha256::digest(raw).into();
+    let digest = Sha256::digest(raw);
     assert_eq!(public.id().as_bytes(), &digest[..8]);
     assert_eq!(public.id().to_string().len(), 16);
     assert_eq!(unhex(&public.id().to_string()), digest[..8]);
@@ -271,7 +272,7 @@ fn the_digest_form_is_64_bytes_by_a_trusted_key_over_this_digest() {
 #[test]
 fn a_revoked_key_signs_nothing_by_whatever_length_of_its_id() {
     let id = key().public().id();
-    let digest: [u8; 32] = Sha256::digest(&key().public().der()[12..]).into();
+    let digest = Sha256::digest(&key().public().der()[12..]);
     let whole: String = digest.iter().map(|byte| format!("{byte:02X}")).collect();
     for revoked in [id.to_string(), whole, id.to_string()[..8].to_owned()] {
         let keyring = ring_of(1, &[&revoked]);

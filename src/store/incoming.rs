@@ -8,13 +8,13 @@ use std::io::{self, Read, Seek};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use ring::digest::{Context, SHA256};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstatvfs, ftruncate};
 use rustix::io::Errno;
 
 use super::disk::{Access, Disk, Real};
 use super::record::{self, MarkRecord};
 use super::{RECORD, STATE_MODE};
+use crate::sha256::Sha256;
 
 /// Below `packages_dir`.
 const DIRECTORY: &str = "incoming";
@@ -51,8 +51,7 @@ pub struct Incoming {
     disk: Real,
     sha256: [u8; 32],
     file: File,
-    /// ring's, in assembler: as fast as the CPU can, also in a binary that is optimised for size.
-    hasher: Context,
+    hasher: Sha256,
     size: u64,
     mark: Mark,
     looked_at: u64,
@@ -88,7 +87,7 @@ impl Incoming {
             disk,
             sha256: *sha256,
             file,
-            hasher: Context::new(&SHA256),
+            hasher: Sha256::new(),
             size: 0,
             mark: Mark::default(),
             looked_at: 0,
@@ -116,7 +115,7 @@ impl Incoming {
     /// Whether what is there has the hash that is expected.
     #[must_use]
     pub fn is_expected(&self) -> bool {
-        self.hasher.clone().finish().as_ref() == self.sha256.as_slice()
+        self.hasher.clone().finalize() == self.sha256
     }
 
     /// Drops what is there, and notes what the bytes to come belong to.
@@ -155,7 +154,7 @@ impl Incoming {
         };
         dropped.map_err(|error| self.at(&error))?;
         (self.size, self.looked_at, self.flushed_at) = (0, 0, 0);
-        self.hasher = Context::new(&SHA256);
+        self.hasher = Sha256::new();
         self.mark = Mark::default();
         Ok(())
     }
@@ -219,7 +218,7 @@ impl Incoming {
             Ok(flock(&self.file, FlockOperation::Unlock)?)
         });
         finished.map_err(|error| self.at(&error))?;
-        let sha256 = self.hasher.finish().as_ref().try_into().map_err(io::Error::other)?;
+        let sha256 = self.hasher.finalize();
         Ok(Received { file: self.file, path: part(&self.sha256), sha256, size })
     }
 
@@ -395,7 +394,7 @@ mod tests {
     use super::*;
 
     fn digest(bytes: &[u8]) -> [u8; 32] {
-        ring::digest::digest(&SHA256, bytes).as_ref().try_into().unwrap()
+        Sha256::digest(bytes)
     }
 
     fn mark(validator: &str) -> Mark {

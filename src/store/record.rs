@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use prost::Message;
-use sha2::{Digest as _, Sha256};
 
 use crate::agent::identity::Kept;
 use crate::agent::packages::set::{Kind, Member, Plan};
@@ -16,6 +15,7 @@ use crate::agent::rollout::{
 };
 use crate::agent::uid::Uid;
 use crate::clock::Wall;
+use crate::sha256::Sha256;
 pub(super) use connections::OverlayRecord;
 
 /// First bytes of every record; the number rises when an older Chiton could misread a newer record.
@@ -26,7 +26,7 @@ pub(super) const MAX_RECORD: u64 = 512 * 1024;
 /// Puts magic and digest in front.
 #[must_use]
 pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
-    let digest: [u8; 32] = Sha256::digest(payload).into();
+    let digest = Sha256::digest(payload);
     [MAGIC.as_slice(), &digest, payload].concat()
 }
 
@@ -37,7 +37,7 @@ pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
 pub(super) fn open(bytes: &[u8]) -> Result<&[u8], String> {
     let rest = bytes.strip_prefix(MAGIC.as_slice()).ok_or("it is not one of Chiton's records")?;
     let (digest, payload) = rest.split_at_checked(32).ok_or("it is cut short")?;
-    let expected: [u8; 32] = Sha256::digest(payload).into();
+    let expected = Sha256::digest(payload);
     if digest == expected { Ok(payload) } else { Err("its checksum is wrong".to_owned()) }
 }
 

@@ -20,8 +20,6 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
-use sha2::{Digest as _, Sha256};
-
 use super::disk::{Access, Sink};
 use super::incoming::Received;
 use super::record::{self, MAX_RECORD, MemberRecord, Record as _, SetRecord, TreeRecord};
@@ -29,6 +27,7 @@ use super::{RECORD, Store, temporary};
 use crate::agent::packages::policy::Warrant;
 use crate::agent::packages::set::{Kind, Member, Plan};
 use crate::agent::rollout::{Digest, Staged};
+use crate::sha256::Sha256;
 
 const SETS: &str = "sets";
 const TREES: &str = "trees";
@@ -516,7 +515,7 @@ pub(super) fn digest(config: Digest, members: &[Member]) -> Digest {
     let mut hash = Sha256::new();
     hash.update(config);
     hash.update(crate::agent::packages::set::digest(members));
-    hash.finalize().into()
+    hash.finalize()
 }
 
 fn set(number: u64) -> PathBuf {

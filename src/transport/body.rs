@@ -1,14 +1,13 @@
 //! The body of an HTTP answer: in parts as it comes, or whole, within its limit, unpacked on the way.
 
 use core::time::Duration;
-use std::io::{self, Write};
 
-use flate2::write::GzDecoder;
 use smol::io::{AsyncRead, AsyncReadExt};
 
 use super::LinkError;
 use super::http1::{Head, MAX_HEAD};
 use crate::agent::session::LinkErrorKind;
+use crate::gzip;
 use crate::reactor::within;
 
 /// Bytes read at once.
@@ -361,17 +360,17 @@ struct Sink {
 
 enum Unpacked {
     Plain(Bounded),
-    Gzip(Box<GzDecoder<Bounded>>),
+    Gzip(gzip::Decoder, Bounded),
 }
 
 impl Sink {
     fn new(head: &Head, limit: usize) -> Result<Self, LinkError> {
-        let bounded = Bounded { bytes: Vec::new(), limit, over: false };
+        let bounded = Bounded { bytes: Vec::new(), limit };
         let unpacked = match head.header("Content-Encoding").map(str::trim) {
             None | Some("") => Unpacked::Plain(bounded),
             Some(coding) if coding.eq_ignore_ascii_case("identity") => Unpacked::Plain(bounded),
             Some(coding) if ["gzip", "x-gzip"].iter().any(|g| coding.eq_ignore_ascii_case(g)) => {
-                Unpacked::Gzip(Box::new(GzDecoder::new(bounded)))
+                Unpacked::Gzip(gzip::Decoder::new(false), bounded)
             }
             Some(coding) => {
                 let text =
@@ -391,30 +390,34 @@ impl Sink {
     fn put(&mut self, mut data: &[u8]) -> Result<(), LinkError> {
         self.expect(data.len())?;
         self.taken = self.taken.saturating_add(data.len());
-        while !data.is_empty() {
-            let (written, over) = match &mut self.unpacked {
-                Unpacked::Plain(plain) => (plain.write(data), plain.over),
-                Unpacked::Gzip(gzip) => (gzip.write(data), gzip.get_ref().over),
-            };
-            match written {
-                Ok(0) => return Err(fault("there are bytes behind the end of the answer's gzip")),
-                Ok(count) => data = data.get(count..).unwrap_or_default(),
-                Err(_) if over => return Err(too_large("more", self.limit)),
-                Err(_) => return Err(fault("the answer says that it is gzip, and is not")),
+        let (gzip, plain) = match &mut self.unpacked {
+            Unpacked::Plain(plain) => return plain.put(data),
+            Unpacked::Gzip(gzip, plain) => (gzip, plain),
+        };
+        let mut unpacked = [0; CHUNK];
+        loop {
+            let step = gzip.step(data, &mut unpacked);
+            let (taken, given) = step.map_err(|why| {
+                fault(&format!("the answer says that it is gzip, and is none or is damaged: {why}"))
+            })?;
+            plain.put(unpacked.get(..given).unwrap_or_default())?;
+            data = data.get(taken..).unwrap_or_default();
+            if taken == 0 && given == 0 {
+                break;
             }
         }
-        Ok(())
+        if data.is_empty() {
+            return Ok(());
+        }
+        Err(fault("there are bytes behind the end of the answer's gzip"))
     }
 
     fn finish(self) -> Result<Vec<u8>, LinkError> {
         match self.unpacked {
-            Unpacked::Plain(plain) => Ok(plain.bytes),
-            Unpacked::Gzip(_) if self.taken == 0 => Ok(Vec::new()),
-            Unpacked::Gzip(mut gzip) => match gzip.try_finish() {
-                Ok(()) => Ok(core::mem::take(&mut gzip.get_mut().bytes)),
-                Err(_) if gzip.get_ref().over => Err(too_large("more", self.limit)),
-                Err(_) => Err(fault("the answer's gzip is cut short or damaged")),
-            },
+            Unpacked::Gzip(gzip, _) if self.taken > 0 && !gzip.is_whole() => {
+                Err(fault("the answer's gzip is cut short"))
+            }
+            Unpacked::Plain(plain) | Unpacked::Gzip(_, plain) => Ok(plain.bytes),
         }
     }
 }
@@ -423,25 +426,19 @@ impl Sink {
 struct Bounded {
     bytes: Vec<u8>,
     limit: usize,
-    over: bool,
 }
 
-impl Write for Bounded {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+impl Bounded {
+    fn put(&mut self, data: &[u8]) -> Result<(), LinkError> {
         let length = self.bytes.len().saturating_add(data.len());
         if length > self.limit {
-            self.over = true;
-            return Err(io::ErrorKind::FileTooLarge.into());
+            return Err(too_large("more", self.limit));
         }
         if length > self.bytes.capacity() {
             let wanted = length.max(self.bytes.len().saturating_mul(2)).min(self.limit);
             self.bytes.reserve_exact(wanted.saturating_sub(self.bytes.len()));
         }
         self.bytes.extend_from_slice(data);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

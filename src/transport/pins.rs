@@ -16,11 +16,12 @@ use futures_rustls::rustls::server::ParsedCertificate;
 use futures_rustls::rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
-use sha2::{Digest, Sha256};
 
 use super::websocket::base64;
 use crate::credentials::certificate::Certificate;
 use crate::credentials::judge::MAX_CHAIN;
+
+use crate::sha256::Sha256;
 
 /// The normal checks, told in words, then the pins, where there are any.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl Pinned {
             return Ok(());
         }
         let leaf = ParsedCertificate::try_from(end_entity)?;
-        let own = <[u8; 32]>::from(Sha256::digest(leaf.subject_public_key_info()));
+        let own = Sha256::digest(leaf.subject_public_key_info());
         if self.pins.contains(&own) {
             return Ok(());
         }
@@ -81,7 +82,10 @@ fn digest_of(anchor: &TrustAnchor<'_>) -> [u8; 32] {
         (0, _) => &[0x30, 0x81, low],
         _ => &[0x30, 0x82, high, low],
     };
-    Sha256::new().chain_update(header).chain_update(content).finalize().into()
+    let mut hash = Sha256::new();
+    hash.update(header);
+    hash.update(content);
+    hash.finalize()
 }
 
 /// No pinned key in the chain.
@@ -225,7 +229,7 @@ mod tests {
     }
 
     fn pin(key: &KeyPair) -> [u8; 32] {
-        Sha256::digest(key.subject_public_key_info()).into()
+        Sha256::digest(key.subject_public_key_info())
     }
 
     impl Chain {
@@ -355,7 +359,7 @@ mod tests {
                 name_constraints: None,
             };
             let whole = [header, &content].concat();
-            assert_eq!(digest_of(&anchor), <[u8; 32]>::from(Sha256::digest(whole)));
+            assert_eq!(digest_of(&anchor), Sha256::digest(whole));
         }
     }
 }

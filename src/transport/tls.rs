@@ -12,10 +12,13 @@ use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixT
 use futures_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
-use futures_rustls::rustls::client::{Resumption, WebPkiServerVerifier};
-use futures_rustls::rustls::crypto::{
-    CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature,
+use futures_rustls::rustls::client::{
+    Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name,
 };
+use futures_rustls::rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
+use futures_rustls::rustls::server::ParsedCertificate;
 use futures_rustls::rustls::time_provider::TimeProvider;
 use futures_rustls::rustls::version::{TLS12, TLS13};
 use futures_rustls::rustls::{
@@ -23,14 +26,16 @@ use futures_rustls::rustls::{
     OtherError, PeerMisbehaved, RootCertStore, SignatureScheme, SupportedCipherSuite,
     SupportedProtocolVersion,
 };
-use sha2::{Digest, Sha256};
 use smol::io::{AsyncRead, AsyncWrite};
 
 use super::pins::{Pinned, Unpinned, Untrusted};
 use crate::agent::session::{LinkError, LinkErrorKind};
 use crate::clock::{self, Wall};
+use crate::credentials::Judged;
 pub use crate::credentials::certificate::from_pem as certificates;
+use crate::credentials::judge::describe;
 use crate::settings::{Tls, TlsVersion};
+use crate::sha256::Sha256;
 
 /// Largest PEM file that is read.
 pub const MAX_PEM: u64 = 1 << 20;
@@ -112,6 +117,14 @@ pub fn check(tls: &Tls) -> Result<(), String> {
     configure(tls, &Files::read(tls)?, [0; 32], true).map(drop)
 }
 
+/// What the first certificate of a file says of itself. Reads it: call it through `pool`.
+///
+/// # Errors
+/// One line: the file, what is wrong with it.
+pub fn certificate(file: &Path) -> Result<Judged, String> {
+    describe(&read(file)?).map_err(|error| format!("{}: {error}", file.display()))
+}
+
 impl Files {
     fn read(tls: &Tls) -> Result<Self, String> {
         let roots = tls.ca_file.as_deref().map(read).transpose()?;
@@ -129,7 +142,7 @@ impl Files {
             hasher.update(u64::try_from(file.len()).unwrap_or(u64::MAX).to_be_bytes());
             hasher.update(file);
         }
-        hasher.finalize().into()
+        hasher.finalize()
     }
 }
 
@@ -150,16 +163,13 @@ fn configure(tls: &Tls, files: &Files, of: [u8; 32], forgets: bool) -> Result<Ma
         false => roots(tls, files)?,
     };
     let trusted = Arc::new(trusted);
-    let normal: Arc<dyn ServerCertVerifier> = if tls.insecure_skip_verify {
-        Arc::new(Unverified(Arc::clone(&provider)))
-    } else {
-        let inner = WebPkiServerVerifier::builder_with_provider(
-            Arc::clone(&trusted),
-            Arc::clone(&provider),
-        )
-        .build()
-        .map_err(|error| format!("TLS roots: {error}"))?;
-        Arc::new(Pinned::new(inner, &[], &trusted, algorithms))
+    let inner: Arc<dyn ServerCertVerifier> = Arc::new(Normal {
+        roots: (!tls.insecure_skip_verify).then(|| Arc::clone(&trusted)),
+        algorithms,
+    });
+    let normal: Arc<dyn ServerCertVerifier> = match tls.insecure_skip_verify {
+        true => inner,
+        false => Arc::new(Pinned::new(inner, &[], &trusted, algorithms)),
     };
     let with = |verifier: &Arc<dyn ServerCertVerifier>, certificate: bool| {
         let mut config = client_config(tls, files, &provider, verifier, certificate)?;
@@ -398,19 +408,29 @@ impl TimeProvider for Clock {
     }
 }
 
-/// `insecure_skip_verify`: any certificate, but the peer must hold its key.
+/// The normal checks. Not rustls' own verifier: it brings revocation lists, 16 KB that we never hand it.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+struct Normal {
+    /// [`None`]: `insecure_skip_verify`, any certificate will do, but the peer must hold its key.
+    roots: Option<Arc<RootCertStore>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
 
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for Normal {
     fn verify_server_cert(
         &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
-        _now: UnixTime,
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        if let Some(roots) = &self.roots {
+            let leaf = ParsedCertificate::try_from(end_entity)?;
+            let all = self.algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, all)?;
+            verify_server_name(&leaf, server_name)?;
+        }
         Ok(ServerCertVerified::assertion())
     }
 
@@ -420,7 +440,7 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, cert, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -429,11 +449,11 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, cert, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
@@ -498,6 +518,32 @@ mod tests {
         // Known, but not of the versions that are spoken.
         let why = suites(&some[..1], old, old).unwrap_err();
         assert!(why.contains("known are TLS_ECDHE") && !why.contains(some[0]), "{why}");
+    }
+
+    #[test]
+    fn who_refuses_is_told_from_who_is_not_reached() {
+        let tls = |error: Error| failure(&std::io::Error::new(ErrorKind::InvalidData, error)).kind;
+        let alert = |alert| tls(Error::AlertReceived(alert));
+        for refused in [
+            alert(AlertDescription::CertificateRequired),
+            alert(AlertDescription::HandshakeFailure),
+            alert(AlertDescription::UnknownCA),
+            alert(AlertDescription::ProtocolVersion),
+            tls(CertificateError::UnknownIssuer.into()),
+            tls(PeerMisbehaved::SelectedUnofferedCipherSuite.into()),
+        ] {
+            assert_eq!(refused, LinkErrorKind::Refused);
+        }
+        for failed in [
+            alert(AlertDescription::InternalError),
+            // A captive portal, a web server.
+            tls(InvalidMessage::InvalidContentType.into()),
+            failure(&ErrorKind::ConnectionReset.into()).kind,
+            failure(&ErrorKind::UnexpectedEof.into()).kind,
+            failure(&ErrorKind::TimedOut.into()).kind,
+        ] {
+            assert_eq!(failed, LinkErrorKind::Failed);
+        }
     }
 
     #[test]

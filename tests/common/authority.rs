@@ -15,11 +15,22 @@ pub(crate) struct Authority {
 
 impl Authority {
     pub(crate) fn new(name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        Self { issuer: CertifiedIssuer::self_signed(Self::params(name), key).unwrap() }
+    }
+
+    /// One below this.
+    pub(crate) fn below(&self, name: &str, change: impl Fn(&mut CertificateParams)) -> Self {
+        let (mut params, key) = (Self::params(name), KeyPair::generate().unwrap());
+        change(&mut params);
+        Self { issuer: CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap() }
+    }
+
+    fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        Self { issuer }
+        params
     }
 
     pub(crate) fn pem(&self) -> String {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::agent::backoff::Jitter;
 use crate::agent::uid::Uid;
 use crate::clock::{self, Mono, Now};
+use crate::credentials::Judged;
 use crate::settings::{Enroll, KeyKind};
 
 /// What stands for the uid in `common_name`.
@@ -18,17 +19,6 @@ const LOOK: Duration = Duration::from_secs(24 * 3600);
 const REFUSED: Duration = Duration::from_secs(3600);
 /// After a key that could not be made or kept.
 const DISK_PAUSE: Duration = Duration::from_secs(60);
-
-/// What matters of the client certificate in use.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// Unix seconds.
-    pub not_before: u64,
-    /// Unix seconds.
-    pub not_after: u64,
-    /// Of the subject.
-    pub common_name: String,
-}
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +41,7 @@ pub struct Enrolment {
     rules: Option<Enroll>,
     renew_before: Duration,
     /// [`None`]: not known yet.
-    certificate: Option<Option<Facts>>,
+    certificate: Option<Option<Judged>>,
     /// It came with an offer.
     offered: bool,
     request: Request,
@@ -94,7 +84,7 @@ impl Enrolment {
     }
 
     /// The certificate in use, if there is one; `offered`: it came with an offer.
-    pub fn facts(&mut self, certificate: Option<Facts>, offered: bool) {
+    pub fn facts(&mut self, certificate: Option<Judged>, offered: bool) {
         if self.certificate.as_ref() != Some(&certificate) {
             self.request = Request::None;
             self.refusals = 0;
@@ -107,7 +97,7 @@ impl Enrolment {
 
     /// The certificate in use.
     #[must_use]
-    pub fn certificate(&self) -> Option<&Facts> {
+    pub fn certificate(&self) -> Option<&Judged> {
         self.certificate.as_ref()?.as_ref()
     }
 
@@ -127,7 +117,7 @@ impl Enrolment {
         }
         self.not_before = None;
         let common_name = rules.common_name.replace(OWN_NAME, &uid.to_string());
-        let other_name = |facts: &Facts| {
+        let other_name = |facts: &Judged| {
             self.offered && rules.common_name.contains(OWN_NAME) && facts.common_name != common_name
         };
         let (due, wait) = match certificate {
@@ -186,7 +176,7 @@ impl Enrolment {
 
 /// Until a certificate is to be renewed: `renew_before` its end, or in the last third of its life where that is
 /// shorter.
-fn left(facts: &Facts, renew_before: Duration, now: Now) -> Duration {
+fn left(facts: &Judged, renew_before: Duration, now: Now) -> Duration {
     let life = facts.not_after.saturating_sub(facts.not_before);
     let before = renew_before.as_secs().min(life.checked_div(3).unwrap_or_default());
     let at = Duration::from_secs(facts.not_after.saturating_sub(before));

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use chiton_proto::PackageType;
-use sha2::{Digest as _, Sha256};
 
 use crate::agent::rollout::Digest;
+use crate::sha256::Sha256;
 
 pub use crate::signature::{MAX_NAME, MAX_VERSION};
 
@@ -101,7 +101,7 @@ pub fn digest(members: &[Member]) -> Digest {
         hash.update([0, u8::from(member.kind == Kind::Addon)]);
         hash.update(member.sha256);
     }
-    hash.finalize().into()
+    hash.finalize()
 }
 
 /// The name on the disk of an offered package. ASCII only: what looks alike is alike.

@@ -11,10 +11,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest as _, Sha256};
-
 use super::{FAILED, USAGE, complain, print};
 use crate::clock::{Wall, trusted_wall};
+use crate::sha256::Sha256;
 use crate::signature::{
     Kind, MAX_SIGNATURE_OBJECT, Manifest, PublicKey, SIGNATURE_OBJECT, digest_config,
     signature_bytes,
@@ -236,7 +235,7 @@ fn digest(file: &Path) -> Result<(u64, [u8; 32]), String> {
         let mut size = 0_u64;
         loop {
             let length = match source.read(&mut chunk) {
-                Ok(0) => return Ok((size, hash.finalize().into())),
+                Ok(0) => return Ok((size, hash.finalize())),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 length => length?,
             };

@@ -4,10 +4,10 @@
 
 use std::io;
 use std::path::Path;
-use std::thread;
 
 use smol::channel::{Receiver, Sender, bounded};
 
+use crate::pool;
 use crate::store::incoming::{Incoming, Mark, Received};
 
 /// Bytes of a buffer.
@@ -83,8 +83,7 @@ impl Sink {
                 serve(incoming, &theirs, &answers);
             }
         };
-        let started = thread::Builder::new().stack_size(STACK).spawn(work);
-        started.map_err(|error| {
+        pool::spawn(STACK, Box::new(work)).map_err(|error| {
             io::Error::new(error.kind(), format!("no thread to write with: {error}"))
         })?;
         let found = found.recv().await.map_err(|_| gone())??;

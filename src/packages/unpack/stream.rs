@@ -4,9 +4,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 
-use flate2::bufread::MultiGzDecoder;
-
 use super::{Form, Refusal, refused};
+use crate::gzip;
 
 /// Bytes read from the file at once.
 const BUFFER: usize = 32 * 1024;
@@ -29,8 +28,31 @@ impl Read for Source<'_> {
 
 type Packed<'a> = BufReader<Source<'a>>;
 
+/// gzip, member by member.
+struct Members<'a> {
+    packed: Packed<'a>,
+    decoder: gzip::Decoder,
+}
+
+impl Read for Members<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let input = self.packed.fill_buf()?;
+            let (taken, given) = self.decoder.step(input, into).map_err(io::Error::other)?;
+            self.packed.consume(taken);
+            if given > 0 || into.is_empty() {
+                return Ok(given);
+            }
+            if taken == 0 {
+                let whole = self.decoder.is_whole();
+                return if whole { Ok(0) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+    }
+}
+
 enum Decoder<'a> {
-    Gzip(Box<MultiGzDecoder<Packed<'a>>>),
+    Gzip(Members<'a>),
     #[cfg(feature = "zstd")]
     Zstd(Box<zstd::Frames<Packed<'a>>>),
     #[cfg(not(feature = "zstd"))]
@@ -50,7 +72,7 @@ impl<'a> Stream<'a> {
         let mut packed = BufReader::with_capacity(BUFFER, Source { file, at: 0 });
         let start = packed.fill_buf()?;
         let decoder = if start.starts_with(&GZIP) {
-            Decoder::Gzip(Box::new(MultiGzDecoder::new(packed)))
+            Decoder::Gzip(Members { packed, decoder: gzip::Decoder::new(true) })
         } else if start.starts_with(&ZSTD) {
             #[cfg(feature = "zstd")]
             let decoder = Decoder::Zstd(Box::new(zstd::Frames::new(packed)));

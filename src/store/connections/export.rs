@@ -258,6 +258,7 @@ mod tests {
             max_version: TlsVersion::V13,
             pinned_spki_sha256: Vec::new(),
             insecure_skip_verify: false,
+            cipher_suites: Vec::new(),
             enroll: None,
             renew_before: core::time::Duration::ZERO,
         }
