@@ -13,6 +13,7 @@
 )]
 
 pub(crate) mod authority;
+pub(crate) mod connection;
 pub(crate) mod http;
 pub(crate) mod packages;
 pub(crate) mod proxy;
