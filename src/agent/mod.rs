@@ -757,6 +757,10 @@ impl Agent {
             Event::Tick => {}
             Event::LinkUp { link } => {
                 self.on_session(actions, |session, out| session.link_up(link, now, out));
+                // Another program may have renewed the settings' own since it was read.
+                if self.state.connections.server().tls.client.is_some() {
+                    actions.push(Action::UseCredentials);
+                }
             }
             Event::LinkDown { link, error } => {
                 self.on_session(actions, |session, out| session.link_down(link, error, now, out));
