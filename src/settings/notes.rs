@@ -5,11 +5,9 @@ use super::problem::Key;
 
 /// Keys that are read and checked, but not yet acted upon: shrinks to nothing.
 const NOT_YET: &[&str] = &[
-    "opamp.capabilities.accepts_opamp_connection_settings",
     "opamp.capabilities.accepts_other_connection_settings",
     "opamp.server.tls.enroll",
     "opamp.server.tls.renew_before",
-    "opamp.agent.request_instance_uid",
     "opamp.credentials",
 ];
 
@@ -39,13 +37,9 @@ pub(super) fn notes(settings: &Settings, set: &[Key]) -> Vec<(Key, String)> {
 fn is_off(settings: &Settings, key: &str) -> bool {
     let capabilities = settings.capabilities;
     match key {
-        "opamp.capabilities.accepts_opamp_connection_settings" => {
-            !capabilities.accepts_opamp_connection_settings
-        }
         "opamp.capabilities.accepts_other_connection_settings" => {
             !capabilities.accepts_other_connection_settings
         }
-        "opamp.agent.request_instance_uid" => !settings.agent.request_instance_uid,
         _ => false,
     }
 }
