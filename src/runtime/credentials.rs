@@ -137,6 +137,7 @@ pub(super) fn stage(
     if let Staged::Ready(generation) = &staged {
         let files = directory.join(generation.number.to_string());
         if let Err(why) = tls::check(&candidate.overlay.lay_over(own, &files).tls) {
+            store.unstage_connection(*generation);
             return Staged::Refused(why);
         }
     }
