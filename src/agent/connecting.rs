@@ -96,6 +96,7 @@ impl Agent {
             connection::Order::Committed => {
                 let text = "the offered connection is committed".to_owned();
                 actions.push(Action::Log(Tone::Info, text));
+                self.enrolment.forget_certificate();
                 actions.push(Action::UseCredentials);
             }
             connection::Order::Say(tone, text) => actions.push(Action::Log(tone, text)),
@@ -178,6 +179,10 @@ impl Agent {
         let Some(session) = self.session.as_ref().filter(|session| session.is_proven()) else {
             return;
         };
+        // What is on trial may be the answer.
+        if !self.state.connections.is_idle() {
+            return;
+        }
         let (uid, ready) = (session.uid(), session.can_request());
         match self.enrolment.wish(uid, now) {
             Some(Wish::Make { common_name, key }) => {

@@ -740,10 +740,12 @@ impl Agent {
         }
     }
 
-    /// Opens the session: the uid is known and the credentials can be read.
-    pub fn connect(&mut self, uid: Uid, now: Now, actions: &mut Vec<Action>) {
+    /// Opens the session: the uid is known and the credentials can be read. `given`: a server gave it.
+    pub fn connect(&mut self, uid: Uid, given: bool, now: Now, actions: &mut Vec<Action>) {
         if self.session.is_none() && !self.shutting_down {
-            self.session = Some(Session::new(self.session_rules(), uid, self.seed));
+            let mut rules = self.session_rules();
+            rules.request_uid &= !given;
+            self.session = Some(Session::new(rules, uid, self.seed));
             self.on_session(actions, Session::start);
         }
         self.settle(now, actions);
@@ -755,6 +757,10 @@ impl Agent {
             Event::Tick => {}
             Event::LinkUp { link } => {
                 self.on_session(actions, |session, out| session.link_up(link, now, out));
+                // Another program may have renewed the settings' own since it was read.
+                if self.state.connections.server().tls.client.is_some() {
+                    actions.push(Action::UseCredentials);
+                }
             }
             Event::LinkDown { link, error } => {
                 self.on_session(actions, |session, out| session.link_down(link, error, now, out));

@@ -8,7 +8,6 @@ const NOT_YET: &[&str] = &[
     "opamp.capabilities.accepts_other_connection_settings",
     "opamp.server.tls.enroll",
     "opamp.server.tls.renew_before",
-    "opamp.agent.request_instance_uid",
     "opamp.credentials",
 ];
 
@@ -41,7 +40,6 @@ fn is_off(settings: &Settings, key: &str) -> bool {
         "opamp.capabilities.accepts_other_connection_settings" => {
             !capabilities.accepts_other_connection_settings
         }
-        "opamp.agent.request_instance_uid" => !settings.agent.request_instance_uid,
         _ => false,
     }
 }

@@ -42,6 +42,8 @@ pub struct Enrolment {
     renew_before: Duration,
     /// [`None`]: not known yet.
     certificate: Option<Option<Judged>>,
+    /// Another one took its place.
+    reading: bool,
     /// It came with an offer.
     offered: bool,
     request: Request,
@@ -67,6 +69,7 @@ impl Enrolment {
             rules: None,
             renew_before: Duration::ZERO,
             certificate: None,
+            reading: false,
             offered: false,
             request: Request::None,
             not_before: None,
@@ -91,8 +94,14 @@ impl Enrolment {
             self.not_before = None;
         }
         self.certificate = Some(certificate);
+        self.reading = false;
         self.offered = offered;
         self.look_at = None;
+    }
+
+    /// Another one is in use, which is being read: until then nothing is asked for.
+    pub fn forget_certificate(&mut self) {
+        self.reading = true;
     }
 
     /// The certificate in use.
@@ -111,7 +120,7 @@ impl Enrolment {
     /// What is to be done now. To be asked when a server has answered on the connection.
     pub fn wish(&mut self, uid: Uid, now: Now) -> Option<Wish> {
         let rules = self.rules.as_ref()?;
-        let certificate = self.certificate.as_ref()?;
+        let certificate = self.certificate.as_ref().filter(|_| !self.reading)?;
         if self.not_before.is_some_and(|at| at > now.mono) {
             return None;
         }

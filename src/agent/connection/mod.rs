@@ -270,6 +270,12 @@ impl Connections {
         self.volatile
     }
 
+    /// Whether no offer is under way.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
     /// What `chiton status` calls it.
     #[must_use]
     pub const fn phase(&self) -> &'static str {
