@@ -42,7 +42,7 @@ pub(crate) struct Told {
     pub(crate) by: Caller,
 }
 
-type Answer = Box<dyn FnMut(&Caller, &AgentToServer) -> ServerToAgent + Send>;
+type Answer = Box<dyn FnMut(&Caller, &AgentToServer) -> Option<ServerToAgent> + Send>;
 
 /// The server.
 pub(crate) struct Hub {
@@ -58,8 +58,11 @@ struct Inner {
     knows: Mutex<Vec<u8>>,
     heads: Mutex<Vec<u8>>,
     heard: Mutex<Vec<u8>>,
-    /// Connections that came to a report.
-    calls: AtomicUsize,
+    /// The certificates on connections that came to a report.
+    calls: Mutex<Vec<Option<Vec<u8>>>>,
+    messages: AtomicUsize,
+    /// Connections of an earlier number end with their next message.
+    epoch: AtomicUsize,
     /// Connections that did not come to a request.
     refused: AtomicUsize,
 }
@@ -72,12 +75,14 @@ impl Hub {
         let inner = Arc::new(Inner {
             tls: Mutex::new(Arc::clone(tls)),
             up: Arc::new(AtomicBool::new(true)),
-            answer: Mutex::new(Box::new(|_, _| ServerToAgent::default())),
+            answer: Mutex::new(Box::new(|_, _| Some(ServerToAgent::default()))),
             told: Mutex::default(),
             knows: Mutex::default(),
             heads: Mutex::default(),
             heard: Mutex::default(),
-            calls: AtomicUsize::new(0),
+            calls: Mutex::default(),
+            messages: AtomicUsize::new(0),
+            epoch: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&inner);
@@ -109,7 +114,15 @@ impl Hub {
     /// What it answers to each report.
     pub(crate) fn answers(
         &self,
-        answer: impl FnMut(&Caller, &AgentToServer) -> ServerToAgent + Send + 'static,
+        mut answer: impl FnMut(&Caller, &AgentToServer) -> ServerToAgent + Send + 'static,
+    ) {
+        self.answers_if(move |caller, report| Some(answer(caller, report)));
+    }
+
+    /// The same; or nothing.
+    pub(crate) fn answers_if(
+        &self,
+        answer: impl FnMut(&Caller, &AgentToServer) -> Option<ServerToAgent> + Send + 'static,
     ) {
         *self.inner.answer.lock().unwrap() = Box::new(answer);
     }
@@ -166,7 +179,34 @@ impl Hub {
     }
 
     pub(crate) fn calls(&self) -> usize {
-        self.inner.calls.load(Ordering::SeqCst)
+        self.inner.calls.lock().unwrap().len()
+    }
+
+    /// Those of them with this certificate (PEM).
+    pub(crate) fn calls_with(&self, pem: &str) -> usize {
+        let wanted = Some(der(pem));
+        self.inner.calls.lock().unwrap().iter().filter(|call| **call == wanted).count()
+    }
+
+    /// How many there are, for an answer to ask.
+    pub(crate) fn counter(&self) -> impl Fn() -> usize + Send + 'static {
+        let inner = Arc::downgrade(&self.inner);
+        move || inner.upgrade().map_or(0, |inner| inner.calls.lock().unwrap().len())
+    }
+
+    /// The certificate of the last one.
+    pub(crate) fn last_certificate(&self) -> Option<Vec<u8>> {
+        self.inner.calls.lock().unwrap().last().cloned().flatten()
+    }
+
+    /// How many messages came.
+    pub(crate) fn messages(&self) -> usize {
+        self.inner.messages.load(Ordering::SeqCst)
+    }
+
+    /// Each connection ends when the next message comes, without a word.
+    pub(crate) fn cut(&self) {
+        self.inner.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn refused(&self) -> usize {
@@ -198,12 +238,17 @@ impl Inner {
         stream.write_all(answer.as_bytes()).ok()?;
         let mut socket = WebSocket::from_raw_socket(stream, Role::Server, None);
         let mut first = true;
+        let epoch = self.epoch.load(Ordering::SeqCst);
         while let Ok(message) = socket.read() {
             let Message::Binary(bytes) = message else { continue };
+            if epoch != self.epoch.load(Ordering::SeqCst) {
+                return None;
+            }
+            self.messages.fetch_add(1, Ordering::SeqCst);
             self.heard.lock().unwrap().extend_from_slice(&bytes);
             let report = AgentToServer::decode(bytes.get(1..)?).ok()?;
             if core::mem::take(&mut first) {
-                self.calls.fetch_add(1, Ordering::SeqCst);
+                self.calls.lock().unwrap().push(caller.certificate.clone());
             }
             if let Some(told) = &report.connection_settings_status {
                 let hash = &told.last_connection_settings_hash;
@@ -216,7 +261,9 @@ impl Inner {
                 });
             }
             caller.knows.clone_from(&self.knows.lock().unwrap());
-            let mut answer = (self.answer.lock().unwrap())(&caller, &report);
+            let Some(mut answer) = (self.answer.lock().unwrap())(&caller, &report) else {
+                continue;
+            };
             answer.instance_uid = report.instance_uid.clone();
             let body = [&[0], answer.encode_to_vec().as_slice()].concat();
             socket.send(Message::Binary(body.into())).ok()?;
