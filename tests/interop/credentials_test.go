@@ -246,6 +246,7 @@ func TestCredentialsBesideOtherOffers(t *testing.T) {
 func TestCredentialsAreOfferedWithEachAnswer(t *testing.T) {
 	for name, hash := range map[string]string{"with a hash": "c", "without a hash": ""} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			overEach(t, secureTransports, func(t *testing.T, row transport) {
 				s := newServerWith(t, row, likeTheExample)
 				offer := offerOf(hash, &protobufs.OpAMPConnectionSettings{Certificate: s.ca.rotated(t)})
@@ -482,6 +483,38 @@ func TestCredentialsRequestIsApprovedLater(t *testing.T) {
 		s.mu.Lock()
 		if len(ca.requests) != 2 {
 			t.Errorf("%d requests, want two", len(ca.requests))
+		}
+		s.mu.Unlock()
+		a.stop()
+	})
+}
+
+// A certificate that names the agent has to name it rightly: under another uid it asks for another one.
+func TestCredentialsRequestUnderAnotherUid(t *testing.T) {
+	overEach(t, secureTransports, func(t *testing.T, row transport) {
+		s := newServerWith(t, row, likeTheExample)
+		ca := &issuer{life: 1000 * time.Hour, anyName: true}
+		s.setAnswer(func(m *protobufs.AgentToServer, reply *protobufs.ServerToAgent) { ca.answer(t, s.ca, m, reply) })
+		a := startAgent(t, s, func(set *settings) {
+			newcomer(set)
+			set.Enroll = "{instance_uid}"
+		})
+		named := func(uid []byte) func(received) bool {
+			return func(m received) bool {
+				return bytes.Equal(m.InstanceUid, uid) && m.peer == uuidText(uid) &&
+					m.ConnectionSettingsStatus.GetStatus() == connectionApplied
+			}
+		}
+		first, _ := s.awaitMessage(0, "the first report", anything)
+		_, from := s.awaitMessage(0, "APPLIED by the certificate of the first uid", named(first.InstanceUid))
+		s.awaitMessage(from, "a heartbeat", isHeartbeat)
+		given := []byte{1, 0x99, 3, 4, 5, 6, 0x77, 8, 0x89, 10, 11, 12, 13, 14, 15, 16}
+		s.offer(&protobufs.ServerToAgent{AgentIdentification: &protobufs.AgentIdentification{NewInstanceUid: given}})
+		_, from = s.awaitMessage(from, "APPLIED by a certificate of the new uid", named(given))
+		s.goesOn(from)
+		s.mu.Lock()
+		if len(ca.requests) != 2 {
+			t.Errorf("%d requests for certificates, want two", len(ca.requests))
 		}
 		s.mu.Unlock()
 		a.stop()

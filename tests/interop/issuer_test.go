@@ -91,6 +91,8 @@ type issuer struct {
 	life time.Duration
 	// silent: it keeps what it signs.
 	silent bool
+	// anyName: it signs for others than the example server's client too.
+	anyName bool
 	// requests are those it was sent.
 	requests []*x509.CertificateRequest
 	signed   []byte
@@ -116,7 +118,7 @@ func (i *issuer) answer(t *testing.T, ca *authority, m *protobufs.AgentToServer,
 		return
 	}
 	i.requests = append(i.requests, csr)
-	if csr.Subject.CommonName != exampleName {
+	if csr.Subject.CommonName != exampleName && !i.anyName {
 		bad("Invalid CommonName in certificate request")
 		return
 	}

@@ -231,6 +231,7 @@ func TestCredentialsThroughAProxy(t *testing.T) {
 func TestCredentialsWhileNobodyIsThere(t *testing.T) {
 	for name, moves := range map[string]bool{"the new one comes": true, "the old one comes": false} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			overEach(t, []transport{ws, plainTLS}, func(t *testing.T, row transport) {
 				old, other := newServer(t, row), newServer(t, row)
 				other.stop()
