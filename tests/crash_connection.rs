@@ -6,7 +6,6 @@
     clippy::arithmetic_side_effects,
     clippy::print_stderr,
     clippy::panic,
-    clippy::disallowed_methods,
     reason = "tests"
 )]
 
