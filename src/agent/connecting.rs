@@ -193,6 +193,12 @@ impl Agent {
                 actions.push(Action::Log(Tone::Info, text));
                 self.on_session(actions, |session, out| session.request(csr, now, out));
             }
+            Some(Wish::Wait(wait)) => {
+                let text = format!(
+                    "the certificate that came is to be renewed already, or for another name: asking again in {wait:?}"
+                );
+                actions.push(Action::Log(Tone::Warning, text));
+            }
             _ => {}
         }
     }

@@ -757,8 +757,10 @@ impl Agent {
             Event::Tick => {}
             Event::LinkUp { link } => {
                 self.on_session(actions, |session, out| session.link_up(link, now, out));
-                // Another program may have renewed the settings' own since it was read.
-                if self.state.connections.server().tls.client.is_some() {
+                // Another program may have renewed the settings' own since it was read. A candidate's is not in use.
+                let connections = &self.state.connections;
+                if connections.way() != Way::Candidate && connections.server().tls.client.is_some()
+                {
                     actions.push(Action::UseCredentials);
                 }
             }

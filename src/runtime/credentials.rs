@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smol::lock::Semaphore;
 
 use super::link::Links;
 use super::{Runtime, disk, outcome};
@@ -22,6 +23,9 @@ use crate::store::connections::{Files, Pending, export};
 use crate::transport::tls::{self, Factory};
 use crate::workload::command;
 use crate::workload::spawn::Spec;
+
+/// One at a time, in their order: the last one is what stays.
+static EXPORT: Semaphore = Semaphore::new(1);
 
 impl Runtime<'_> {
     /// Makes the links what the connection that is gone by needs.
@@ -80,9 +84,15 @@ impl Runtime<'_> {
     /// Keeps the credentials in force at stable paths, and tells who asked to be told; at the start too, since a crash may
     /// have come between the two.
     fn export(&mut self) {
+        let (server, way) = self.agent.server();
+        // Nothing that is only tried, be it new or the settings' own once more.
+        let committed = self.agent.connections().committed().is_some();
+        if way == Way::Candidate || committed != (way == Way::Committed) {
+            return;
+        }
         let first = !core::mem::replace(&mut self.exported, true);
         let Some(directory) = self.settings.credentials.export.clone() else { return };
-        let tls = self.agent.server().0.tls;
+        let tls = server.tls;
         let words = self.settings.credentials.on_change.clone();
         let spec = (!words.is_empty()).then(|| {
             self.running_spec(&words).map(|spec| Spec {
@@ -93,6 +103,7 @@ impl Runtime<'_> {
         });
         let inbox = Rc::clone(&self.inbox);
         let exporting = async move {
+            let _turn = EXPORT.acquire().await;
             let shown = directory.display().to_string();
             let exported = crate::pool::unblock(move || export(&tls, &directory)).await;
             let result = match (exported.map(|changed| changed || first), spec) {
@@ -137,6 +148,7 @@ pub(super) fn stage(
     if let Staged::Ready(generation) = &staged {
         let files = directory.join(generation.number.to_string());
         if let Err(why) = tls::check(&candidate.overlay.lay_over(own, &files).tls) {
+            store.unstage_connection(*generation);
             return Staged::Refused(why);
         }
     }

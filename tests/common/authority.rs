@@ -58,6 +58,14 @@ impl Authority {
         params.signed_by(key, &self.issuer).unwrap().pem()
     }
 
+    /// A certificate for the key of this request (PEM).
+    pub(crate) fn certify(&self, csr: &[u8], change: impl Fn(&mut CertificateParams)) -> String {
+        let csr = core::str::from_utf8(csr).unwrap();
+        let mut csr = rcgen::CertificateSigningRequestParams::from_pem(csr).unwrap();
+        change(&mut csr.params);
+        csr.signed_by(&self.issuer).unwrap().pem()
+    }
+
     /// A server with such a certificate, which demands one of these clients.
     pub(crate) fn serve(
         &self,

@@ -15,6 +15,7 @@
 pub(crate) mod authority;
 pub(crate) mod connection;
 pub(crate) mod http;
+pub(crate) mod hub;
 pub(crate) mod packages;
 pub(crate) mod proxy;
 

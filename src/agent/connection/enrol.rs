@@ -32,6 +32,8 @@ pub enum Wish {
     },
     /// Send it, if the session can.
     Send(Bytes),
+    /// Nothing: what came is wanted anew already. It is asked for again after so long.
+    Wait(Duration),
 }
 
 /// The state of it.
@@ -46,6 +48,8 @@ pub struct Enrolment {
     reading: bool,
     /// It came with an offer.
     offered: bool,
+    /// It took the place of another, or of none, and was not looked at.
+    fresh: bool,
     request: Request,
     /// Nothing is asked before.
     not_before: Option<Mono>,
@@ -71,6 +75,7 @@ impl Enrolment {
             certificate: None,
             reading: false,
             offered: false,
+            fresh: false,
             request: Request::None,
             not_before: None,
             refusals: 0,
@@ -90,8 +95,8 @@ impl Enrolment {
     pub fn facts(&mut self, certificate: Option<Judged>, offered: bool) {
         if self.certificate.as_ref() != Some(&certificate) {
             self.request = Request::None;
-            self.refusals = 0;
             self.not_before = None;
+            self.fresh = certificate.is_some() && self.certificate.is_some();
         }
         self.certificate = Some(certificate);
         self.reading = false;
@@ -142,8 +147,14 @@ impl Enrolment {
             let wait = wait.saturating_add(spread).max(Duration::from_secs(1));
             self.look_at = Some(now.mono.after(wait));
         }
+        let fresh = core::mem::take(&mut self.fresh);
         if !due {
+            self.refusals = 0;
             return None;
+        }
+        if fresh {
+            // Our clock or the authority's is wrong, or it gives other names: no storm of certificates.
+            return Some(Wish::Wait(self.refused(now)));
         }
         match &self.request {
             Request::Ready(name, csr) if *name == common_name => Some(Wish::Send(csr.clone())),
