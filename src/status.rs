@@ -10,11 +10,12 @@ use chiton_proto::{
 use crate::agent::Snapshot;
 use crate::agent::capabilities;
 use crate::agent::connection::Way;
-use crate::agent::connection::enrol::Facts;
 use crate::agent::rollout::Generation;
 use crate::agent::session::LinkState;
-use crate::clock::{Now, Wall, date};
+use crate::clock::{Now, Wall};
+use crate::credentials::Judged;
 use crate::json::Json;
+use crate::log::rfc3339;
 
 /// What the runtime adds to the core's view.
 #[derive(Clone, Debug)]
@@ -73,11 +74,11 @@ fn connection(snapshot: &Snapshot, now: Now) -> Json {
 }
 
 /// The client certificate in use.
-fn certificate(facts: &Facts) -> Json {
+fn certificate(facts: &Judged) -> Json {
     let end = Wall(Duration::from_secs(facts.not_after));
     Json::object([
         ("common_name", Json::text(&facts.common_name)),
-        ("not_after", Json::text(date(end))),
+        ("not_after", Json::text(rfc3339(end))),
         ("not_after_unix_seconds", Json::Number(facts.not_after)),
     ])
 }

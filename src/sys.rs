@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, madvise};
-use rustix::process::{Gid, Pid, Signal, Uid};
+use rustix::process::{DumpableBehavior, Gid, Pid, Signal, Uid};
 use rustix::thread::CapabilitySet;
 
 /// Files are created with the permissions that their creator asks for, less these.
@@ -173,6 +173,8 @@ fn prepare(setup: &Setup, parent: Pid) -> Result<(), (Step, Errno)> {
 
 fn write_score(score: &str) -> Result<(), Errno> {
     const PATH: &CStr = c"/proc/self/oom_score_adj";
+    // It is root's while we may not be looked into, which the child of a fork is for itself.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     let file = rustix::fs::open(PATH, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, score.as_bytes())?;
     Ok(())

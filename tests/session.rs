@@ -675,9 +675,63 @@ mod uid {
         let (agent, mut peer, first) = connected(&home, &server, &wish);
         assert_eq!(first.flags, WANTS_UID);
         peer.until("a wish again", |report| report.flags == WANTS_UID);
+        // What is none does not grant it.
+        peer.send(&give(&first, &[1; 15]));
+        assert_eq!(peer.proves_to_work(&first.instance_uid).flags, WANTS_UID);
+        agent.stop_with(peer);
+        // Nobody granted it: asked for again.
+        let agent = home.start();
+        let (mut peer, again) = server.greet();
+        assert_eq!((&again.instance_uid, again.flags), (&first.instance_uid, WANTS_UID));
         peer.send(&give(&first, &GIVEN));
         let report = peer.until("the new uid", |report| report.instance_uid == GIVEN.as_slice());
         assert_eq!(report.flags, 0);
+        drop(peer);
+        let (mut peer, again) = server.greet();
+        assert_eq!((again.instance_uid.as_ref(), again.flags), (GIVEN.as_slice(), 0));
+        assert_eq!(peer.proves_to_work(&GIVEN).flags, 0);
+        agent.stop_with(peer);
+        // Granted: never asked for again.
+        let agent = home.start();
+        let (mut peer, again) = server.greet();
+        assert_eq!((again.instance_uid.as_ref(), again.flags), (GIVEN.as_slice(), 0));
+        assert_eq!(peer.proves_to_work(&GIVEN).flags, 0);
+        agent.stop_with(peer);
+    }
+
+    #[test]
+    fn a_server_that_gives_the_uid_that_we_have_has_granted_the_wish() {
+        let (home, server) = (Home::new(), Server::new());
+        let mut wish = settings(&[]);
+        wish.opamp.push("agent: { request_instance_uid: true }".to_owned());
+        let checked = {
+            home.settings(&server.ws(), &wish);
+            home.chiton("check", &[])
+        };
+        let shown = String::from_utf8(checked.stdout).unwrap();
+        assert!(!shown.contains("not in force"), "{shown}");
+        let (agent, mut peer, first) = connected(&home, &server, &wish);
+        assert_eq!(first.flags, WANTS_UID);
+        for _ in 0..3 {
+            peer.send(&give(&first, &first.instance_uid));
+        }
+        let report = peer.proves_to_work(&first.instance_uid);
+        assert_eq!((&report.instance_uid, report.flags), (&first.instance_uid, 0));
+        // It is on the disk by the time that the agent has ended in order.
+        let log = agent.stop_with(peer);
+        assert!(!log.contains("instance uid is now"), "{log}");
+        let agent = home.start();
+        let (peer, again) = server.greet();
+        assert_eq!((&again.instance_uid, again.flags), (&first.instance_uid, 0));
+        agent.stop_with(peer);
+        // Another name of its own is not the server's any more.
+        wish.opamp.pop();
+        wish.opamp.push("agent: { request_instance_uid: true, instance_id: gateway-7 }".to_owned());
+        home.settings(&server.ws(), &wish);
+        let agent = home.start();
+        let (peer, again) = server.greet();
+        assert_ne!(again.instance_uid, first.instance_uid);
+        assert_eq!(again.flags, WANTS_UID);
         agent.stop_with(peer);
     }
 }

@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use chiton_proto::{AgentCapabilities, ConnectionSettingsOffers};
 
-use super::connection::enrol::{Facts, Wish};
+use super::connection::enrol::Wish;
 use super::connection::{self, Connections, Found, Way, overlay};
 use super::report::Facets;
 use super::session::{self, News, Session, Tone, Wire};
 use super::{Action, Agent, Config, capabilities};
 use crate::clock::Now;
+use crate::credentials::Judged;
 use crate::settings::{Connection, Scheme, Server, connection_of};
 
 impl Config {
@@ -95,6 +96,7 @@ impl Agent {
             connection::Order::Committed => {
                 let text = "the offered connection is committed".to_owned();
                 actions.push(Action::Log(Tone::Info, text));
+                self.enrolment.forget_certificate();
                 actions.push(Action::UseCredentials);
             }
             connection::Order::Say(tone, text) => actions.push(Action::Log(tone, text)),
@@ -128,7 +130,7 @@ impl Agent {
     }
 
     /// The certificate in use was read.
-    pub(super) fn certificate_read(&mut self, facts: Option<Facts>) {
+    pub(super) fn certificate_read(&mut self, facts: Option<Judged>) {
         let offered = self.state.connections.certificate_was_offered();
         self.enrolment.facts(facts, offered);
     }
@@ -177,6 +179,10 @@ impl Agent {
         let Some(session) = self.session.as_ref().filter(|session| session.is_proven()) else {
             return;
         };
+        // What is on trial may be the answer.
+        if !self.state.connections.is_idle() {
+            return;
+        }
         let (uid, ready) = (session.uid(), session.can_request());
         match self.enrolment.wish(uid, now) {
             Some(Wish::Make { common_name, key }) => {
@@ -186,6 +192,12 @@ impl Agent {
                 let text = "asking the server for a certificate".to_owned();
                 actions.push(Action::Log(Tone::Info, text));
                 self.on_session(actions, |session, out| session.request(csr, now, out));
+            }
+            Some(Wish::Wait(wait)) => {
+                let text = format!(
+                    "the certificate that came is to be renewed already, or for another name: asking again in {wait:?}"
+                );
+                actions.push(Action::Log(Tone::Warning, text));
             }
             _ => {}
         }

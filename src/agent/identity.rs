@@ -20,12 +20,14 @@ pub struct Kept {
     pub configured: String,
     /// The hardware that it was made on.
     pub hardware: Hardware,
+    /// A server gave it, or confirmed it: no other one is asked for.
+    pub given: bool,
 }
 
 /// What to go by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The kept one.
+    /// The kept one, given or not.
     Keep(Uid),
     /// This one, and write it down.
     Take(Uid),
@@ -88,7 +90,12 @@ mod tests {
     }
 
     fn kept(setting: &InstanceId, hardware: Hardware) -> Kept {
-        Kept { uid: Uid::v7(Wall::default(), [9; 10]), configured: configured(setting), hardware }
+        Kept {
+            uid: Uid::v7(Wall::default(), [9; 10]),
+            configured: configured(setting),
+            hardware,
+            given: false,
+        }
     }
 
     #[test]

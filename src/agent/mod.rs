@@ -38,7 +38,7 @@ use chiton_proto::{
 };
 
 use self::bounds::Bounds;
-use self::connection::enrol::{Enrolment, Facts};
+use self::connection::enrol::Enrolment;
 use self::connection::{Connections, Found, Way};
 use self::degrade::Degrading;
 pub use self::govern::{RESTART_INTERVAL, Reread};
@@ -54,6 +54,7 @@ use self::session::{LinkError, LinkState, Outgoing, Reportable, Session, Tone, V
 use self::supervision::{Ask, End, News, Process, State, Supervision};
 use self::uid::Uid;
 use crate::clock::{self, Mono, Now, Wall};
+use crate::credentials::Judged;
 use crate::settings::{Apply, DegradeAction, KeyKind, Owner, Settings};
 use crate::signature::Keyring;
 
@@ -107,7 +108,7 @@ pub enum Event {
     /// Answers [`Action::RememberConnection`].
     ConnectionRemembered(Result<(), String>),
     /// The client certificate in use, if there is one that can be read. Answers [`Action::UseCredentials`].
-    Certificate(Option<Facts>),
+    Certificate(Option<Judged>),
     /// Answers [`Action::MakeRequest`]: the request, PEM.
     RequestMade(Result<Bytes, String>),
     /// Answers [`Action::Validate`].
@@ -663,7 +664,7 @@ pub struct Snapshot {
     /// ConnectionSettingsStatus.
     pub connection_settings: ConnectionSettingsStatus,
     /// The client certificate in use.
-    pub certificate: Option<Facts>,
+    pub certificate: Option<Judged>,
     /// The workload's process.
     pub pid: Option<u32>,
     /// Restarts of the workload after crashes.
@@ -739,10 +740,12 @@ impl Agent {
         }
     }
 
-    /// Opens the session: the uid is known and the credentials can be read.
-    pub fn connect(&mut self, uid: Uid, now: Now, actions: &mut Vec<Action>) {
+    /// Opens the session: the uid is known and the credentials can be read. `given`: a server gave it.
+    pub fn connect(&mut self, uid: Uid, given: bool, now: Now, actions: &mut Vec<Action>) {
         if self.session.is_none() && !self.shutting_down {
-            self.session = Some(Session::new(self.session_rules(), uid, self.seed));
+            let mut rules = self.session_rules();
+            rules.request_uid &= !given;
+            self.session = Some(Session::new(rules, uid, self.seed));
             self.on_session(actions, Session::start);
         }
         self.settle(now, actions);
@@ -754,6 +757,12 @@ impl Agent {
             Event::Tick => {}
             Event::LinkUp { link } => {
                 self.on_session(actions, |session, out| session.link_up(link, now, out));
+                // Another program may have renewed the settings' own since it was read. A candidate's is not in use.
+                let connections = &self.state.connections;
+                if connections.way() != Way::Candidate && connections.server().tls.client.is_some()
+                {
+                    actions.push(Action::UseCredentials);
+                }
             }
             Event::LinkDown { link, error } => {
                 self.on_session(actions, |session, out| session.link_down(link, error, now, out));
@@ -900,7 +909,8 @@ impl Agent {
         let expires = self.expires.filter(|_| !self.shutting_down);
         let connection = self.state.connections.deadline().filter(|_| !self.shutting_down);
         let proven = self.session.as_ref().is_some_and(Session::is_proven);
-        let enrol = self.enrolment.deadline().filter(|_| proven);
+        let asks = proven && self.state.connections.is_idle();
+        let enrol = self.enrolment.deadline().filter(|_| asks);
         [session, rollout, workload, check, measure, repeat, expires, connection, enrol]
             .into_iter()
             .flatten()

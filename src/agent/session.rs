@@ -639,6 +639,9 @@ impl Session {
             let text = format!("instance uid {uid} is in use but could not be kept: {error}");
             out.push(Order::Say(Tone::Warning, text));
         }
+        if uid == self.uid {
+            return;
+        }
         out.push(Order::Say(Tone::Info, format!("instance uid is now {uid}")));
         self.previous_uid = Some(core::mem::replace(&mut self.uid, uid));
         self.wants_uid = false;
@@ -799,7 +802,10 @@ impl Session {
             return;
         };
         if uid == self.uid {
-            self.wants_uid = false;
+            // Ours is as good as one of its own: that is kept too.
+            if core::mem::take(&mut self.wants_uid) {
+                out.push(Order::KeepUid(uid));
+            }
         } else if up.uid_changed {
             let text = format!("ignored a second new instance uid ({uid}) on one connection");
             out.push(Order::Say(Tone::Peer, text));

@@ -1,5 +1,6 @@
 //! `chiton check`: the settings, and what they point to.
 
+use core::time::Duration;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +13,11 @@ use futures_rustls::rustls::sign::CertifiedKey;
 use rustix::fs::{Access, StatVfsMountFlags, access, statfs, statvfs};
 
 use super::{BAD_SETTINGS, OK};
+use crate::clock;
+use crate::credentials::judge;
 use crate::settings::{
-    self, Apply, CheckKind, DegradeAction, Environment, ExternalBy, Key, Loaded, Owner, Packages,
-    Problem, Process, Settings, Tls,
+    self, Apply, CheckKind, ClientCertificate, DegradeAction, Environment, ExternalBy, Key, Loaded,
+    Owner, Packages, Problem, Process, Settings, Tls,
 };
 use crate::signature::{Keyring, PublicKey};
 use crate::transport::tls::{MAX_PEM, certificates};
@@ -128,6 +131,8 @@ impl<'l> Surroundings<'l> {
                     let (key, cert) = (client.key_file.display(), client.cert_file.display());
                     let text = format!("{key}: does not go with {cert}: {error}");
                     self.problem("opamp.server.tls.key_file", text);
+                } else {
+                    self.own_certificate(client, tls.renew_before);
                 }
             }
             (chain, key) => {
@@ -148,6 +153,25 @@ impl<'l> Surroundings<'l> {
                 mode & 0o777
             );
             self.note("opamp.server.tls.key_file", text);
+        }
+    }
+
+    /// A chain and a key that go together: would a server take them, and for how long?
+    fn own_certificate(&mut self, client: &ClientCertificate, renew_before: Duration) {
+        #[expect(clippy::disallowed_methods, reason = "the edge reads the clock")]
+        let now = clock::trusted(clock::now().wall).0.as_secs();
+        let file = client.cert_file.display();
+        let judged = read(&client.cert_file)
+            .and_then(|chain| judge(&chain, &read(&client.key_file)?, None, now));
+        match judged {
+            Err(why) => self.problem("opamp.server.tls.cert_file", format!("{file}: {why}")),
+            Ok(own) if own.not_after.saturating_sub(now) < renew_before.as_secs() => {
+                let day = clock::date(clock::Wall(Duration::from_secs(own.not_after)));
+                let text =
+                    format!("{file}: expires on {day}, within renew_before; a new one is due");
+                self.note("opamp.server.tls.cert_file", text);
+            }
+            Ok(_) => {}
         }
     }
 
@@ -447,6 +471,43 @@ mod tests {
         copy("other.key", "agent.key");
         let (_, _, err) = device.check(MTLS);
         assert!(err.contains("does not go with"), "{err}");
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_seen_coming() {
+        let device = Device::new();
+        device.certificates();
+        let key = rcgen::KeyPair::generate().unwrap();
+        device.write("agent.key", &key.serialize_pem());
+        let place = |change: &dyn Fn(&mut rcgen::CertificateParams)| {
+            let mut params = rcgen::CertificateParams::new(vec!["agent".to_owned()]).unwrap();
+            change(&mut params);
+            device.write("agent.pem", &params.self_signed(&key).unwrap().pem());
+            device.check(MTLS)
+        };
+        let (code, _, err) = place(&|params| params.not_after = rcgen::date_time_ymd(2020, 2, 3));
+        assert_eq!(code, BAD_SETTINGS);
+        assert!(
+            err.contains(":7: opamp.server.tls.cert_file: ")
+                && err.contains("expired on 2020-02-03"),
+            "{err}"
+        );
+        let (code, _, err) = place(&|params| {
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        });
+        assert!(code == BAD_SETTINGS && err.contains("clientAuth"), "{err}");
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a certificate that ends soon ends soon after now"
+        )]
+        let now = clock::trusted(clock::now().wall).0;
+        for (days, noted) in [(29, true), (31, false)] {
+            let end = now.saturating_add(Duration::from_secs(days * 86_400));
+            let (code, _, err) =
+                place(&|params| params.not_after = rcgen::date_time_ymd(1970, 1, 1) + end);
+            assert_eq!(code, OK, "{err}");
+            assert_eq!(err.contains("within renew_before"), noted, "{err}");
+        }
     }
 
     #[test]

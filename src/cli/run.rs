@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use rustix::process::Signal;
+use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior};
 
 use super::good::{self, Good, absolute};
 use super::{BAD_SETTINGS, FAILED, OK, complain};
@@ -15,6 +15,8 @@ use crate::{clock, sys};
 pub(super) fn run(config: &Path) -> u8 {
     // An inherited "ignore" would lose the exit status of every child.
     sys::default_action(Signal::CHILD);
+    // Keys and header values are in our memory: no core file has them, and no process of the same user reads them.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let Good { loaded, bad } = match good::settings(config) {
         Ok(good) => good,
         Err(problems) => {

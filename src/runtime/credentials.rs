@@ -1,16 +1,15 @@
 //! The connection's credentials: read, judged, asked for, and placed for others.
 
-use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smol::lock::Semaphore;
 
 use super::link::Links;
 use super::{Runtime, disk, outcome};
 use crate::agent::Event;
-use crate::agent::connection::enrol::Facts;
 use crate::agent::connection::overlay::{Candidate, Staged};
 use crate::agent::connection::{DIRECTORY, Way};
 use crate::agent::rollout::Digest;
@@ -21,9 +20,12 @@ use crate::credentials::{judge, request};
 use crate::settings::{Connection, KeyKind, Server, connection_of};
 use crate::store::Store;
 use crate::store::connections::{Files, Pending, export};
-use crate::transport::tls::{self, Factory, MAX_PEM};
+use crate::transport::tls::{self, Factory};
 use crate::workload::command;
 use crate::workload::spawn::Spec;
+
+/// One at a time, in their order: the last one is what stays.
+static EXPORT: Semaphore = Semaphore::new(1);
 
 impl Runtime<'_> {
     /// Makes the links what the connection that is gone by needs.
@@ -66,11 +68,14 @@ impl Runtime<'_> {
         let client = self.agent.server().0.tls.client;
         let inbox = Rc::clone(&self.inbox);
         let reading = async move {
-            let facts = match client {
-                Some(client) => crate::pool::unblock(move || facts(&client.cert_file)).await,
+            let certificate = match client {
+                Some(client) => {
+                    let read = move || tls::certificate(&client.cert_file).ok();
+                    crate::pool::unblock(read).await
+                }
                 None => None,
             };
-            inbox.put(Event::Certificate(facts)).await;
+            inbox.put(Event::Certificate(certificate)).await;
         };
         self.executor.spawn(reading).detach();
         self.export();
@@ -79,9 +84,15 @@ impl Runtime<'_> {
     /// Keeps the credentials in force at stable paths, and tells who asked to be told; at the start too, since a crash may
     /// have come between the two.
     fn export(&mut self) {
+        let (server, way) = self.agent.server();
+        // Nothing that is only tried, be it new or the settings' own once more.
+        let committed = self.agent.connections().committed().is_some();
+        if way == Way::Candidate || committed != (way == Way::Committed) {
+            return;
+        }
         let first = !core::mem::replace(&mut self.exported, true);
         let Some(directory) = self.settings.credentials.export.clone() else { return };
-        let tls = self.agent.server().0.tls;
+        let tls = server.tls;
         let words = self.settings.credentials.on_change.clone();
         let spec = (!words.is_empty()).then(|| {
             self.running_spec(&words).map(|spec| Spec {
@@ -92,6 +103,7 @@ impl Runtime<'_> {
         });
         let inbox = Rc::clone(&self.inbox);
         let exporting = async move {
+            let _turn = EXPORT.acquire().await;
             let shown = directory.display().to_string();
             let exported = crate::pool::unblock(move || export(&tls, &directory)).await;
             let result = match (exported.map(|changed| changed || first), spec) {
@@ -116,16 +128,6 @@ impl Runtime<'_> {
     }
 }
 
-/// What a certificate file says of itself.
-fn facts(file: &Path) -> Option<Facts> {
-    if fs::metadata(file).ok()?.len() > MAX_PEM {
-        return None;
-    }
-    let judged = judge::describe(&fs::read(file).ok()?).ok()?;
-    let judge::Judged { not_before, not_after, common_name } = judged;
-    Some(Facts { not_before, not_after, common_name })
-}
-
 /// Places a candidate, once all that can be known without a connection speaks for it.
 pub(super) fn stage(
     store: &Store,
@@ -146,6 +148,7 @@ pub(super) fn stage(
     if let Staged::Ready(generation) = &staged {
         let files = directory.join(generation.number.to_string());
         if let Err(why) = tls::check(&candidate.overlay.lay_over(own, &files).tls) {
+            store.unstage_connection(*generation);
             return Staged::Refused(why);
         }
     }

@@ -734,6 +734,8 @@ impl<'a> Runtime<'a> {
             }
         };
         let choice = identity::choose(setting, &host::machine_id(), &hardware, kept.as_ref());
+        let given =
+            matches!(choice, Choice::Keep(_)) && kept.as_ref().is_some_and(|kept| kept.given);
         let uid = match choice {
             Choice::Keep(uid) => uid,
             Choice::Take(uid) => uid,
@@ -748,7 +750,7 @@ impl<'a> Runtime<'a> {
                 uid
             }
         };
-        let fresh = Kept { uid, configured: identity::configured(setting), hardware };
+        let fresh = Kept { uid, configured: identity::configured(setting), hardware, given };
         if kept.as_ref() != Some(&fresh)
             && let Err(error) = self.store.keep_uid(&fresh)
         {
@@ -756,7 +758,7 @@ impl<'a> Runtime<'a> {
         }
         self.kept = Some(fresh);
         let mut actions = Vec::new();
-        self.agent.connect(uid, now(), &mut actions);
+        self.agent.connect(uid, given, now(), &mut actions);
         self.carry_out(actions);
     }
 
@@ -772,9 +774,10 @@ impl<'a> Runtime<'a> {
     /// The record for a uid that the server gave.
     fn keep(&mut self, uid: Uid) -> Kept {
         let kept = match self.kept.take() {
-            Some(kept) => Kept { uid, ..kept },
+            Some(kept) => Kept { uid, given: true, ..kept },
             None => Kept {
                 uid,
+                given: true,
                 configured: identity::configured(&self.settings.agent.instance_id),
                 hardware: host::hardware(),
             },

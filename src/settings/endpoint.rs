@@ -8,6 +8,8 @@ use super::model::{Endpoint, HttpTarget, Scheme};
 pub const MAX_URL: usize = 2048;
 /// The path where the URL has none (opamp-spec L330).
 pub const DEFAULT_PATH: &str = "/v1/opamp";
+/// The port of a SOCKS proxy where its URL has none.
+pub const SOCKS_PORT: u16 = 1080;
 
 impl Scheme {
     /// The scheme's name, as in a URL.

@@ -4,14 +4,7 @@ use super::model::{Owner, Settings, SignatureForm};
 use super::problem::Key;
 
 /// Keys that are read and checked, but not yet acted upon: shrinks to nothing.
-const NOT_YET: &[&str] = &[
-    "opamp.capabilities.accepts_opamp_connection_settings",
-    "opamp.capabilities.accepts_other_connection_settings",
-    "opamp.server.tls.enroll",
-    "opamp.server.tls.renew_before",
-    "opamp.agent.request_instance_uid",
-    "opamp.credentials",
-];
+const NOT_YET: &[&str] = &["opamp.capabilities.accepts_other_connection_settings"];
 
 /// The notes on these settings, with the key that each is about. `set` are the keys that the files have.
 #[must_use]
@@ -39,13 +32,9 @@ pub(super) fn notes(settings: &Settings, set: &[Key]) -> Vec<(Key, String)> {
 fn is_off(settings: &Settings, key: &str) -> bool {
     let capabilities = settings.capabilities;
     match key {
-        "opamp.capabilities.accepts_opamp_connection_settings" => {
-            !capabilities.accepts_opamp_connection_settings
-        }
         "opamp.capabilities.accepts_other_connection_settings" => {
             !capabilities.accepts_other_connection_settings
         }
-        "opamp.agent.request_instance_uid" => !settings.agent.request_instance_uid,
         _ => false,
     }
 }

@@ -198,7 +198,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("server.tls.renew_before", "[]", "1s"),
     ("server.proxy", "text", "{no_proxy: []}"),
     ("server.proxy.url", "5", "ftp://proxy"),
-    ("server.proxy.url", "{}", "socks5://proxy"),
+    ("server.proxy.url", "{}", "socks4://proxy"),
     ("server.proxy.connect_headers", "[]", "{\"a b\": x}"),
     ("server.proxy.no_proxy", "text", "[\"a b\"]"),
     ("server.proxy.no_proxy", "{}", "[10.0.0.0/x]"),
@@ -652,6 +652,34 @@ fn the_proxy_of_the_environment_counts_where_none_is_set() {
     assert_eq!(url(&load("wss://h", "    proxy: {url: \"\"}\n", &variables)), None);
     let bad = load("wss://h", "", &[("HTTPS_PROXY", "ftp://hunter2@x")]);
     assert!(bad.settings.server.unusable.is_some_and(|why| !why.contains("hunter2")));
+}
+
+#[test]
+fn a_socks_proxy_is_taken_where_it_was_built_in_and_else_says_how_to_get_it() {
+    let server = "opamp:\n  server:\n    endpoint: wss://h\n";
+    for scheme in ["socks5", "socks5h"] {
+        let set = format!("{server}    proxy: {{url: \"{scheme}://u:hunter2@p\"}}\n");
+        let loaded = load_text(&set);
+        assert_eq!(loaded.is_ok(), cfg!(feature = "socks"));
+        if let Err(problems) = loaded {
+            let text = problems[0].to_string();
+            assert!(text.contains("--features socks") && !text.contains("hunter2"), "{text}");
+        }
+        // From the environment too.
+        let variables = BTreeMap::from([("HTTPS_PROXY", format!("{scheme}://p"))]);
+        let variables = variables.iter().map(|(name, value)| (*name, value.as_str()));
+        let loaded = from_text(server, "f", &variables.collect::<BTreeMap<_, _>>()).unwrap();
+        let why = loaded.settings.server.unusable;
+        assert_eq!(why.is_none(), cfg!(feature = "socks"), "{why:?}");
+        assert!(why.is_none_or(|why| why.contains("--features socks")));
+    }
+    #[cfg(feature = "socks")]
+    {
+        let set =
+            format!("{server}    proxy: {{url: \"socks5://p\", connect_headers: {{A: b}}}}\n");
+        let problems = load_text(&set).err().unwrap();
+        assert!(problems[0].to_string().contains("connect_headers: are for http"));
+    }
 }
 
 #[test]

@@ -191,6 +191,12 @@ impl Store {
         Staged::Refused(refusals.join("; with the key in use: "))
     }
 
+    /// Removes a generation that was staged, and will not be tried.
+    pub fn unstage_connection(&self, generation: Generation) {
+        self.staged.store(0, Ordering::Relaxed);
+        self.remove_connection(&numbered(generation.number));
+    }
+
     /// Makes the record durable, then removes what it no longer names.
     ///
     /// # Errors

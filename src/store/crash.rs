@@ -371,6 +371,7 @@ fn no_crash_loses_the_uid() {
         uid: Uid::from_slice(&[byte; 16]).unwrap(),
         configured: String::new(),
         hardware: [].into(),
+        given: byte == 2,
     };
     let disk = Simulated::empty();
     let device = Device::start(disk.clone(), 5);

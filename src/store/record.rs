@@ -383,6 +383,8 @@ struct KeptRecord {
     configured: String,
     #[prost(btree_map = "string, bytes", tag = "3")]
     hardware: BTreeMap<String, Vec<u8>>,
+    #[prost(bool, tag = "4")]
+    given: bool,
 }
 
 impl Record for Kept {
@@ -393,6 +395,7 @@ impl Record for Kept {
             uid: self.uid.as_bytes().to_vec(),
             configured: self.configured.clone(),
             hardware: hardware.collect(),
+            given: self.given,
         }
         .encode_to_vec()
     }
@@ -410,6 +413,7 @@ impl Record for Kept {
             uid: Uid::from_slice(&record.uid).ok_or("the uid is not 16 bytes")?,
             configured: record.configured,
             hardware: hardware?,
+            given: record.given,
         })
     }
 }

@@ -45,7 +45,7 @@ pub(super) async fn run(
     let kept = Some(Kept { stream: open(plan, &target).await?, used: false });
     let mut link = Link { plan, target, kept, packs: true };
     link.tell(incoming, Incoming::Up).await?;
-    while let Some(message) = link.next(&outgoing).await {
+    while let Some(message) = link.next(&outgoing).await? {
         let told = {
             let mut posting = Box::pin(link.post(&message));
             let answered = within(EXCHANGE_TIMEOUT, posting.as_mut());
@@ -124,10 +124,13 @@ impl Link<'_> {
     }
 
     /// The next message; meanwhile a connection that the server ends is let go. [`None`]: it is time to end.
-    async fn next(&mut self, outgoing: &Receiver<Outgoing>) -> Option<Message> {
+    ///
+    /// # Errors
+    /// The server refuses us: TLS 1.3 says so behind our handshake, perhaps before there is a message.
+    async fn next(&mut self, outgoing: &Receiver<Outgoing>) -> Result<Option<Message>, LinkError> {
         enum Turn {
             Told(Option<Outgoing>),
-            Gone,
+            Gone(io::Result<usize>),
         }
         loop {
             let kept = self.kept.as_mut();
@@ -135,19 +138,24 @@ impl Link<'_> {
             let gone = async {
                 match kept {
                     // Whatever it says unasked, the next answer could not be told from it.
-                    Some(kept) => drop(kept.stream.read(&mut [0]).await),
+                    Some(kept) => Turn::Gone(kept.stream.read(&mut [0]).await),
                     None => core::future::pending().await,
                 }
-                Turn::Gone
             };
             match smol::future::or(told, gone).await {
                 Turn::Told(Some(Outgoing::Message { body, uid })) => {
-                    return Some(Message { body, uid });
+                    return Ok(Some(Message { body, uid }));
                 }
                 // Pings are WebSocket's.
                 Turn::Told(Some(Outgoing::Ping)) => {}
-                Turn::Told(Some(Outgoing::Close) | None) => return None,
-                Turn::Gone => self.kept = None,
+                Turn::Told(Some(Outgoing::Close) | None) => return Ok(None),
+                Turn::Gone(came) => {
+                    self.kept = None;
+                    let error = came.map_err(|error| super::tls::failure(&error)).err();
+                    if let Some(error) = error.filter(|e| e.kind == LinkErrorKind::Refused) {
+                        return Err(self.error(&error.text, error.kind));
+                    }
+                }
             }
         }
     }

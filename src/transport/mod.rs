@@ -229,6 +229,10 @@ impl AsyncRead for Stream {
     }
 }
 
+const fn is_gone(why: io::ErrorKind) -> bool {
+    matches!(why, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
 impl AsyncWrite for Stream {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -236,7 +240,11 @@ impl AsyncWrite for Stream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Plain(stream) => match Pin::new(stream).poll_write(cx, buf) {
+                // Why it does not listen any more may still be there to read: an alert, an answer, a Close.
+                Poll::Ready(Err(error)) if is_gone(error.kind()) => Poll::Ready(Ok(buf.len())),
+                other => other,
+            },
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }

@@ -1,5 +1,8 @@
-//! The way through an HTTP proxy: CONNECT, for every scheme, so that a proxy sees host and port and no more where
-//! there is TLS.
+//! The way through a proxy: HTTP's CONNECT or SOCKS5, for every scheme, so that a proxy sees host and port and no more
+//! where there is TLS.
+
+#[cfg(feature = "socks")]
+mod socks;
 
 use std::net::IpAddr;
 
@@ -12,6 +15,8 @@ use super::{Plan, Stream};
 use crate::agent::configset::matches;
 use crate::reactor::within;
 use crate::secret::Secret;
+#[cfg(feature = "socks")]
+use crate::settings::endpoint::SOCKS_PORT;
 use crate::settings::endpoint::split_port;
 use crate::settings::{Endpoint, Proxy, Server};
 
@@ -19,9 +24,19 @@ use crate::settings::{Endpoint, Proxy, Server};
 pub(super) struct Via<'s> {
     host: String,
     port: u16,
-    secure: bool,
+    kind: Kind,
+    /// As it stands in the URL.
     user: Option<Secret<String>>,
     settings: &'s Proxy,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Http,
+    /// TLS to the proxy.
+    Https,
+    #[cfg(feature = "socks")]
+    Socks,
 }
 
 impl<'s> Via<'s> {
@@ -40,11 +55,18 @@ impl<'s> Via<'s> {
             Some((user, authority)) => (Some(user), authority),
             None => (None, rest),
         };
-        let secure = scheme.eq_ignore_ascii_case("https");
+        let (kind, port) = match scheme {
+            "http" => (Kind::Http, 80),
+            "https" => (Kind::Https, 443),
+            #[cfg(feature = "socks")]
+            "socks5" | "socks5h" => (Kind::Socks, SOCKS_PORT),
+            other => return Err(format!("the proxy's URL has the unknown scheme {other}")),
+        };
         let authority = authority.strip_suffix('/').unwrap_or(authority);
-        let (host, port) = split_port(authority, if secure { 443 } else { 80 })
-            .map_err(|why| format!("the proxy's URL: {why}"))?;
-        Ok(Some(Self { host, port, secure, user: user.map(basic), settings }))
+        let (host, port) =
+            split_port(authority, port).map_err(|why| format!("the proxy's URL: {why}"))?;
+        let user = user.map(|user| Secret::new(user.to_owned()));
+        Ok(Some(Self { host, port, kind, user, settings }))
     }
 
     /// A stream to the endpoint through the proxy.
@@ -55,27 +77,36 @@ impl<'s> Via<'s> {
         let failed = |why: String| format!("the proxy {}: {why}", hostport(&self.host, self.port));
         let mut stream =
             super::connect(plan, &self.host, self.port, &|_| Ok(())).await.map_err(failed)?;
-        if self.secure {
+        if let Kind::Https = self.kind {
             let secured = super::secure(plan, Peer::Proxy, &self.host, stream).await;
             stream = secured.map_err(|error| failed(error.text))?;
         }
         let limit = plan.server.timeouts.connect;
-        let head = match within(limit, self.ask(&mut stream, endpoint)).await {
+        match within(limit, self.open(&mut stream, endpoint)).await {
             Some(answer) => answer.map_err(failed)?,
             None => return Err(failed(format!("no answer to CONNECT within {limit:?}"))),
-        };
-        check(&head, endpoint).map_err(failed)?;
+        }
         Ok(stream)
+    }
+
+    async fn open(&self, stream: &mut Stream, endpoint: &Endpoint) -> Result<(), String> {
+        match self.kind {
+            Kind::Http | Kind::Https => check(&self.ask(stream, endpoint).await?, endpoint),
+            #[cfg(feature = "socks")]
+            Kind::Socks => {
+                let user = self.user.as_ref().map(|user| user.expose().as_str());
+                socks::ask(stream, endpoint, user).await
+            }
+        }
     }
 
     async fn ask(&self, stream: &mut Stream, endpoint: &Endpoint) -> Result<Head, String> {
         let to = hostport(&endpoint.host, endpoint.port);
         let given = &self.settings.connect_headers;
         let set = given.iter().any(|(name, _)| name.eq_ignore_ascii_case("Proxy-Authorization"));
-        let own = match &self.user {
-            Some(user) if !set => vec![("Proxy-Authorization", user.expose().as_str())],
-            _ => Vec::new(),
-        };
+        let user = self.user.as_ref().filter(|_| !set).map(|user| basic(user.expose()));
+        let own: Vec<_> =
+            user.iter().map(|user| ("Proxy-Authorization", user.expose().as_str())).collect();
         let request = http1::request("CONNECT", &to, &to, &own, given);
         let sent = async {
             stream.write_all(request.as_bytes()).await?;
@@ -118,8 +149,17 @@ fn hostport(host: &str, port: u16) -> String {
 
 /// The user information of a URL as a header value (RFC 7617).
 fn basic(user: &str) -> Secret<String> {
-    let mut plain = Vec::with_capacity(user.len());
-    let mut rest = user.as_bytes();
+    let mut plain = decoded(user);
+    if !user.contains(':') {
+        plain.push(b':');
+    }
+    Secret::new(format!("Basic {}", base64(&plain)))
+}
+
+/// Without the `%` of a URL.
+fn decoded(text: &str) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     while let Some((first, after)) = rest.split_first() {
         rest = after;
@@ -133,10 +173,7 @@ fn basic(user: &str) -> Secret<String> {
             plain.push(*first);
         }
     }
-    if !user.contains(':') {
-        plain.push(b':');
-    }
-    Secret::new(format!("Basic {}", base64(&plain)))
+    plain
 }
 
 /// Whether a list of hosts, as NO_PROXY has them, names this one: `*`; `example.com` and what is below it;

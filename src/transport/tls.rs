@@ -22,16 +22,18 @@ use futures_rustls::rustls::server::ParsedCertificate;
 use futures_rustls::rustls::time_provider::TimeProvider;
 use futures_rustls::rustls::version::{TLS12, TLS13};
 use futures_rustls::rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage,
-    OtherError, PeerMisbehaved, RootCertStore, SignatureScheme, SupportedCipherSuite,
-    SupportedProtocolVersion,
+    AlertDescription, CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error,
+    InvalidMessage, OtherError, PeerMisbehaved, RootCertStore, SignatureScheme,
+    SupportedCipherSuite, SupportedProtocolVersion,
 };
 use smol::io::{AsyncRead, AsyncWrite};
 
 use super::pins::{Pinned, Unpinned, Untrusted};
 use crate::agent::session::{LinkError, LinkErrorKind};
 use crate::clock::{self, Wall};
+use crate::credentials::Judged;
 pub use crate::credentials::certificate::from_pem as certificates;
+use crate::credentials::judge::describe;
 use crate::settings::{Tls, TlsVersion};
 use crate::sha256::Sha256;
 
@@ -40,6 +42,31 @@ pub const MAX_PEM: u64 = 1 << 20;
 
 /// TLS sessions that are kept for resumption: rustls keeps eight tickets a server, so two servers (a proxy is one).
 const SESSIONS: usize = 16;
+
+/// What rustls has with ring, by the names of IANA. Its own table of names costs 6 KB, for suites that nobody speaks.
+const SUITES: [(CipherSuite, &str); 9] = [
+    (CipherSuite::TLS13_AES_128_GCM_SHA256, "TLS_AES_128_GCM_SHA256"),
+    (CipherSuite::TLS13_AES_256_GCM_SHA384, "TLS_AES_256_GCM_SHA384"),
+    (CipherSuite::TLS13_CHACHA20_POLY1305_SHA256, "TLS_CHACHA20_POLY1305_SHA256"),
+    (
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    ),
+    (
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    ),
+    (CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"),
+    (CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"),
+    (
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+    ),
+];
 
 /// Who is at the other end: what it must prove, and what it is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +140,14 @@ impl Factory {
 /// One line: which file, what is wrong with it.
 pub fn check(tls: &Tls) -> Result<(), String> {
     configure(tls, &Files::read(tls)?, [0; 32], true).map(drop)
+}
+
+/// What the first certificate of a file says of itself. Reads it: call it through `pool`.
+///
+/// # Errors
+/// One line: the file, what is wrong with it.
+pub fn certificate(file: &Path) -> Result<Judged, String> {
+    describe(&read(file)?).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 impl Files {
@@ -228,8 +263,8 @@ fn provider(tls: &Tls) -> Result<CryptoProvider, String> {
     if tls.cipher_suites.is_empty() {
         return Ok(provider);
     }
-    let known: Vec<String> = provider.cipher_suites.iter().map(|suite| iana(*suite)).collect();
-    provider.cipher_suites.retain(|suite| tls.cipher_suites.contains(&iana(*suite)));
+    let known: Vec<_> = provider.cipher_suites.iter().map(iana).collect();
+    provider.cipher_suites.retain(|suite| tls.cipher_suites.iter().any(|name| name == iana(suite)));
     if provider.cipher_suites.is_empty() {
         return Err(format!(
             "cipher_suites: none of them is known; known are {}",
@@ -239,9 +274,10 @@ fn provider(tls: &Tls) -> Result<CryptoProvider, String> {
     Ok(provider)
 }
 
-/// A suite's name as IANA has it; rustls marks those of TLS 1.3.
-fn iana(suite: SupportedCipherSuite) -> String {
-    suite.suite().as_str().unwrap_or_default().replacen("TLS13_", "TLS_", 1)
+/// A suite's name as IANA has it.
+fn iana(suite: &SupportedCipherSuite) -> &'static str {
+    let named = SUITES.iter().find(|(known, _)| *known == suite.suite());
+    named.map_or("", |(_, name)| name)
 }
 
 fn roots(tls: &Tls, files: &Files) -> Result<RootCertStore, String> {
@@ -484,11 +520,15 @@ mod tests {
             });
             check(&tls)?;
             let provider = provider(&tls)?;
-            Ok::<_, String>(provider.cipher_suites.into_iter().map(iana).collect::<Vec<_>>())
+            Ok::<_, String>(provider.cipher_suites.iter().map(iana).collect::<Vec<_>>())
         };
         let (old, new) = (TlsVersion::V12, TlsVersion::V13);
         assert_eq!(suites(&[], old, new).unwrap().len(), 9);
         assert_eq!(suites(&[], new, new).unwrap().len(), 3);
+        for suite in ring::default_provider().cipher_suites {
+            let own = suite.suite().as_str().unwrap().replacen("TLS13_", "TLS_", 1);
+            assert_eq!(iana(&suite), own);
+        }
         let some = [
             "TLS_CHACHA20_POLY1305_SHA256",
             "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
@@ -508,6 +548,32 @@ mod tests {
         // Known, but not of the versions that are spoken.
         let why = suites(&some[..1], old, old).unwrap_err();
         assert!(why.contains("known are TLS_ECDHE") && !why.contains(some[0]), "{why}");
+    }
+
+    #[test]
+    fn who_refuses_is_told_from_who_is_not_reached() {
+        let tls = |error: Error| failure(&std::io::Error::new(ErrorKind::InvalidData, error)).kind;
+        let alert = |alert| tls(Error::AlertReceived(alert));
+        for refused in [
+            alert(AlertDescription::CertificateRequired),
+            alert(AlertDescription::HandshakeFailure),
+            alert(AlertDescription::UnknownCA),
+            alert(AlertDescription::ProtocolVersion),
+            tls(CertificateError::UnknownIssuer.into()),
+            tls(PeerMisbehaved::SelectedUnofferedCipherSuite.into()),
+        ] {
+            assert_eq!(refused, LinkErrorKind::Refused);
+        }
+        for failed in [
+            alert(AlertDescription::InternalError),
+            // A captive portal, a web server.
+            tls(InvalidMessage::InvalidContentType.into()),
+            failure(&ErrorKind::ConnectionReset.into()).kind,
+            failure(&ErrorKind::UnexpectedEof.into()).kind,
+            failure(&ErrorKind::TimedOut.into()).kind,
+        ] {
+            assert_eq!(failed, LinkErrorKind::Failed);
+        }
     }
 
     #[test]

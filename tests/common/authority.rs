@@ -15,11 +15,22 @@ pub(crate) struct Authority {
 
 impl Authority {
     pub(crate) fn new(name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        Self { issuer: CertifiedIssuer::self_signed(Self::params(name), key).unwrap() }
+    }
+
+    /// One below this.
+    pub(crate) fn below(&self, name: &str, change: impl Fn(&mut CertificateParams)) -> Self {
+        let (mut params, key) = (Self::params(name), KeyPair::generate().unwrap());
+        change(&mut params);
+        Self { issuer: CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap() }
+    }
+
+    fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        Self { issuer }
+        params
     }
 
     pub(crate) fn pem(&self) -> String {
@@ -45,6 +56,14 @@ impl Authority {
     /// A certificate for this key, PEM.
     pub(crate) fn sign(&self, params: &CertificateParams, key: &KeyPair) -> String {
         params.signed_by(key, &self.issuer).unwrap().pem()
+    }
+
+    /// A certificate for the key of this request (PEM).
+    pub(crate) fn certify(&self, csr: &[u8], change: impl Fn(&mut CertificateParams)) -> String {
+        let csr = core::str::from_utf8(csr).unwrap();
+        let mut csr = rcgen::CertificateSigningRequestParams::from_pem(csr).unwrap();
+        change(&mut csr.params);
+        csr.signed_by(&self.issuer).unwrap().pem()
     }
 
     /// A server with such a certificate, which demands one of these clients.

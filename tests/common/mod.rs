@@ -13,8 +13,11 @@
 )]
 
 pub(crate) mod authority;
+pub(crate) mod connection;
 pub(crate) mod http;
+pub(crate) mod hub;
 pub(crate) mod packages;
+pub(crate) mod proxy;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -298,7 +298,7 @@ impl World {
         self.carry_out(actions);
         let uid = Uid::from_slice(&[7; 16]).unwrap();
         let mut actions = Vec::new();
-        self.agent.connect(uid, self.now, &mut actions);
+        self.agent.connect(uid, false, self.now, &mut actions);
         self.carry_out(actions);
         self.watch();
     }

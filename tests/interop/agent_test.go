@@ -21,6 +21,9 @@ import (
 type settings struct {
 	Endpoint         string
 	CA, Cert, Key    string
+	Offers           bool     // of connections are accepted
+	AllowEndpoints   []string // with Offers
+	Enroll           string   // with Offers: the common name of the certificate that it asks for
 	Heartbeat        string
 	ServiceName      string
 	Command          []string
@@ -55,6 +58,12 @@ var settingsFile = template.Must(template.New("chiton.yaml").Funcs(template.Func
       cert_file: {{yaml .Cert}}
       key_file: {{yaml .Key}}
 {{- end}}
+{{- if .Enroll}}
+      enroll: { common_name: {{yaml .Enroll}}, key: p256 }
+{{- end}}
+{{- end}}
+{{- if .AllowEndpoints}}
+    allow_endpoints: {{yaml .AllowEndpoints}}
 {{- end}}
     heartbeat_interval: {{.Heartbeat}}
     poll_interval: 500ms
@@ -64,6 +73,9 @@ var settingsFile = template.Must(template.New("chiton.yaml").Funcs(template.Func
     labels: { env: interop }
   capabilities:
     accepts_remote_config: true
+{{- if .Offers}}
+    accepts_opamp_connection_settings: true
+{{- end}}
 {{- if .PackageKey}}
     accepts_packages: true
 {{- end}}

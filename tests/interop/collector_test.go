@@ -26,7 +26,12 @@ type collector struct {
 
 func startCollector(t *testing.T, row transport) *collector {
 	t.Helper()
-	c := &collector{t: t, server: newServer(t, row), health: freePort(t)}
+	return startCollectorFor(t, newServer(t, row), nothing)
+}
+
+func startCollectorFor(t *testing.T, server *opampServer, change func(*settings)) *collector {
+	t.Helper()
+	c := &collector{t: t, server: server, health: freePort(t)}
 	otelcol := fromEnv(t, "OTELCOL_BIN")
 	c.agent = newAgent(t, c.server, func(set *settings) {
 		c.validated = set.StateDir + ".validated"
@@ -34,6 +39,7 @@ func startCollector(t *testing.T, row transport) *collector {
 		set.Validate = []string{testBinary(t), "count-and-exec", c.validated,
 			otelcol, "validate", "--config={config_file}"}
 		set.HealthURL = fmt.Sprintf("http://127.0.0.1:%d/", c.health)
+		change(set)
 	})
 	c.agent.start()
 	return c

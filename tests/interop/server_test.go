@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log"
 	"net"
@@ -59,6 +60,10 @@ type received struct {
 	// from the server's start to its end or to the agent's death.
 	session int
 	peer    string
+	// leaf is the client's certificate, where it showed one.
+	leaf *x509.Certificate
+	// authorization is the header of the request that the message, or its connection, came with.
+	authorization string
 }
 
 // opampServer is opamp-go's server with a memory.
@@ -84,11 +89,21 @@ type opampServer struct {
 	deaths    int // of the agent, without a goodbye
 	// answer, where set, adds to the reply to each message.
 	answer func(*protobufs.AgentToServer, *protobufs.ServerToAgent)
+	// capabilities are those of each reply.
+	capabilities protobufs.ServerCapabilities
+	// refuse is the status that every agent is turned away with, and refused counts them; 0: none is.
+	refuse, refused int
 
 	listening *http.Server
 }
 
 func newServer(t *testing.T, row transport) *opampServer {
+	t.Helper()
+	return newServerWith(t, row, func(*opampServer) {})
+}
+
+// newServerWith changes a server before it starts.
+func newServerWith(t *testing.T, row transport, change func(*opampServer)) *opampServer {
 	t.Helper()
 	s := &opampServer{
 		t:         t,
@@ -96,11 +111,19 @@ func newServer(t *testing.T, row transport) *opampServer {
 		address:   fmt.Sprintf("127.0.0.1:%d", freePort(t)),
 		changed:   make(chan struct{}),
 		live:      map[types.Connection]struct{}{},
+		capabilities: protobufs.ServerCapabilities_ServerCapabilities_AcceptsStatus |
+			protobufs.ServerCapabilities_ServerCapabilities_OffersRemoteConfig |
+			protobufs.ServerCapabilities_ServerCapabilities_AcceptsEffectiveConfig |
+			protobufs.ServerCapabilities_ServerCapabilities_OffersPackages |
+			protobufs.ServerCapabilities_ServerCapabilities_AcceptsPackagesStatus |
+			protobufs.ServerCapabilities_ServerCapabilities_OffersConnectionSettings |
+			protobufs.ServerCapabilities_ServerCapabilities_AcceptsConnectionSettingsRequest,
 	}
 	if row.secure {
 		s.ca = newAuthority(t, "interop root")
 		s.tls = s.ca.serverConfig(t)
 	}
+	change(s)
 	s.start()
 	t.Cleanup(func() {
 		s.stop()
@@ -192,9 +215,19 @@ func (w tlsErrorWriter) Write(line []byte) (int, error) {
 
 func (s *opampServer) onConnecting(request *http.Request) types.ConnectionResponse {
 	peer := ""
+	var leaf *x509.Certificate
 	if request.TLS != nil && len(request.TLS.PeerCertificates) > 0 {
-		peer = request.TLS.PeerCertificates[0].Subject.CommonName
+		leaf = request.TLS.PeerCertificates[0]
+		peer = leaf.Subject.CommonName
 	}
+	s.mu.Lock()
+	refuse := s.refuse
+	s.mu.Unlock()
+	if refuse != 0 {
+		s.change(func() { s.refused++ })
+		return types.ConnectionResponse{HTTPStatusCode: refuse}
+	}
+	authorization := request.Header.Get("Authorization")
 	var number int
 	broken := false
 	return types.ConnectionResponse{
@@ -208,7 +241,9 @@ func (s *opampServer) onConnecting(request *http.Request) types.ConnectionRespon
 				})
 			},
 			OnMessage: func(_ context.Context, _ types.Connection, m *protobufs.AgentToServer) *protobufs.ServerToAgent {
-				return s.onMessage(received{AgentToServer: m, at: time.Now(), connection: number, peer: peer})
+				return s.onMessage(received{
+					AgentToServer: m, at: time.Now(), connection: number, peer: peer, leaf: leaf, authorization: authorization,
+				})
 			},
 			OnReadMessageError: func(types.Connection, int, []byte, error) { broken = true },
 			OnConnectionClose: func(c types.Connection) {
@@ -243,11 +278,7 @@ func (s *opampServer) onMessage(m received) *protobufs.ServerToAgent {
 		return nil
 	}
 	reply.InstanceUid = m.InstanceUid
-	reply.Capabilities = uint64(protobufs.ServerCapabilities_ServerCapabilities_AcceptsStatus |
-		protobufs.ServerCapabilities_ServerCapabilities_OffersRemoteConfig |
-		protobufs.ServerCapabilities_ServerCapabilities_AcceptsEffectiveConfig |
-		protobufs.ServerCapabilities_ServerCapabilities_OffersPackages |
-		protobufs.ServerCapabilities_ServerCapabilities_AcceptsPackagesStatus)
+	reply.Capabilities = uint64(s.capabilities)
 	return reply
 }
 
@@ -364,9 +395,9 @@ func (s *opampServer) checkOrder() {
 		last := s.messages[i-1]
 		switch {
 		case last.session != m.session: // what was lost between the two took its numbers along
-		case last.AgentDisconnect != nil && s.transport.polling: // a new process, or so it must look
-			if m.SequenceNum != 0 {
-				s.t.Errorf("message %d: sequence_num %d after agent_disconnect", i, m.SequenceNum)
+		case last.AgentDisconnect != nil && s.transport.polling: // a new process, or one that was elsewhere
+			if m.SequenceNum != 0 && !isFull(m) {
+				s.t.Errorf("message %d: after agent_disconnect it lacks %v", i, missing(m.AgentToServer))
 			}
 		case last.AgentDisconnect != nil:
 			s.t.Errorf("message %d follows agent_disconnect on one connection", i)
@@ -404,6 +435,7 @@ func missing(m *protobufs.AgentToServer) []string {
 	demand("effective_config", m.EffectiveConfig == nil, protobufs.AgentCapabilities_AgentCapabilities_ReportsEffectiveConfig)
 	demand("health", m.Health == nil, protobufs.AgentCapabilities_AgentCapabilities_ReportsHealth)
 	demand("remote_config_status", m.RemoteConfigStatus == nil, protobufs.AgentCapabilities_AgentCapabilities_ReportsRemoteConfig)
+	demand("connection_settings_status", m.ConnectionSettingsStatus == nil, protobufs.AgentCapabilities_AgentCapabilities_ReportsConnectionSettingsStatus)
 	demand("package_statuses", m.PackageStatuses == nil, protobufs.AgentCapabilities_AgentCapabilities_ReportsPackageStatuses)
 	return lack
 }

@@ -186,6 +186,8 @@ enum Net {
 #[derive(Clone, Debug)]
 struct Disk {
     uid: Uid,
+    /// A server gave it.
+    given: bool,
     memory: Memory,
     generations: BTreeMap<u64, (Digest, String)>,
     next: u64,
@@ -247,6 +249,8 @@ pub(crate) struct World {
     // What is watched.
     next_sequence: u64,
     uid: Uid,
+    /// A server had given it before the agent started.
+    given: bool,
     uid_text: String,
     last_sent: Option<Duration>,
     said_goodbye: bool,
@@ -430,7 +434,13 @@ impl World {
             5 => Some(Kind::NoStart),
             _ => None,
         };
-        let disk = Disk { uid, memory: Memory::default(), generations: BTreeMap::new(), next: 1 };
+        let disk = Disk {
+            uid,
+            given: false,
+            memory: Memory::default(),
+            generations: BTreeMap::new(),
+            next: 1,
+        };
         let agent = Agent::new(
             config.clone(),
             Memory::default(),
@@ -478,6 +488,7 @@ impl World {
             calm: false,
             next_sequence: 0,
             uid,
+            given: false,
             uid_text: uid.to_string(),
             last_sent: None,
             said_goodbye: false,
@@ -575,7 +586,8 @@ impl World {
         self.agent.boot(now, &mut actions);
         self.carry_out(actions);
         let mut actions = Vec::new();
-        self.agent.connect(self.uid, now, &mut actions);
+        self.given = self.disk.given;
+        self.agent.connect(self.uid, self.given, now, &mut actions);
         self.carry_out(actions);
         self.watch();
     }
@@ -936,6 +948,7 @@ impl World {
             self.uid.as_bytes(),
             "not the uid that is ours by now"
         );
+        assert!(!self.given || message.flags == 0, "asks for a uid though one was given");
         let goodbye = message.agent_disconnect.is_some();
         if self.next_sequence == 0 {
             let full = message.agent_description.is_some()
@@ -1142,6 +1155,7 @@ impl World {
             Job::KeepUid(uid) => {
                 if !broken {
                     self.disk.uid = uid;
+                    self.disk.given = true;
                 }
                 Event::UidKept { uid, error: result.err() }
             }

@@ -48,6 +48,10 @@ pub const FALLBACK: Duration = Duration::from_secs(24 * 3600);
 const NOTED_AFTER: Duration = Duration::from_secs(3600);
 /// The same as long as nothing was taken since the start: the agent may never live for an hour.
 const NOTED_AT_START: Duration = Duration::from_secs(60);
+/// Offers that are taken up at once: a server that has another one in each answer does not wear out the flash.
+pub const OFFERS_AT_ONCE: u32 = 2000;
+/// One more may come after each so long.
+pub const OFFER_EVERY: Duration = Duration::from_secs(30);
 /// After a disk that refused.
 const DISK_PAUSE: Duration = Duration::from_secs(60);
 
@@ -186,6 +190,8 @@ pub struct Connections {
     began: Option<Mono>,
     /// What is committed was taken since the start.
     taken: bool,
+    /// Offers that may still be taken up, as counted then.
+    allowance: (u32, Mono),
 }
 
 impl Connections {
@@ -207,6 +213,7 @@ impl Connections {
             untaken: None,
             began: None,
             taken: false,
+            allowance: (OFFERS_AT_ONCE, Mono::default()),
         }
     }
 
@@ -276,6 +283,12 @@ impl Connections {
         self.volatile
     }
 
+    /// Whether no offer is under way.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
     /// What `chiton status` calls it.
     #[must_use]
     pub const fn phase(&self) -> &'static str {
@@ -299,7 +312,10 @@ impl Connections {
                 error_message: error.to_owned(),
             }
         };
-        if let Some(hash) = self.under_way() {
+        // What is being placed may turn out to be known: a server that offers it in each answer would hear of it, and
+        // answer, for ever.
+        let placed = !matches!(self.phase, Phase::Staging { .. });
+        if let Some(hash) = self.under_way().filter(|_| placed) {
             return of(hash, ConnectionSettingsStatuses::Applying, "");
         }
         if let Some((hash, reason, _)) = &self.unplaced {
@@ -367,7 +383,26 @@ impl Connections {
         }
     }
 
+    /// Whether one more offer may be taken up.
+    fn allows(&mut self, now: Now) -> bool {
+        let (left, counted) = self.allowance;
+        let steps =
+            now.mono.since(counted).as_secs().checked_div(OFFER_EVERY.as_secs()).unwrap_or(0);
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+        let left = left.saturating_add(steps).min(OFFERS_AT_ONCE);
+        let counted = counted.after(OFFER_EVERY.saturating_mul(steps));
+        self.allowance = (left.saturating_sub(1), counted);
+        left > 0
+    }
+
     fn begin(&mut self, offers: &ConnectionSettingsOffers, now: Now, out: &mut Vec<Order>) {
+        if !self.allows(now) {
+            let text = format!(
+                "ignored offered connection settings: they come too often, {OFFERS_AT_ONCE} at once and one each {OFFER_EVERY:?}"
+            );
+            // No report: it would only be answered with the next.
+            return out.push(Order::Say(Tone::Peer, text));
+        }
         self.unplaced = None;
         self.old = self.way;
         let hash = offers.hash.clone();
@@ -788,5 +823,60 @@ impl Connections {
         if let Some(offers) = self.waiting.take() {
             self.offered(*offers, now, out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::collections::BTreeMap;
+
+    use chiton_proto::OpAmpConnectionSettings;
+
+    use super::*;
+    use crate::clock::Wall;
+    use crate::settings;
+
+    fn rules() -> Rules {
+        let text = "opamp: { server: { endpoint: wss://a } }";
+        let environment = BTreeMap::<&str, &str>::new();
+        let own = settings::from_text(text, "test", &environment).unwrap().settings.server;
+        let renew_before = Duration::ZERO;
+        Rules { own, directory: PathBuf::from("/s"), accepts: true, enroll: None, renew_before }
+    }
+
+    #[test]
+    fn a_server_with_another_offer_in_each_answer_does_not_wear_out_the_flash() {
+        let mut connections = Connections::new(rules(), Found::default());
+        let at = |seconds| Now {
+            mono: Mono(Duration::from_secs(seconds)),
+            wall: Wall(Duration::from_secs(seconds)),
+        };
+        let mut writes = 0;
+        let mut offer = |number: u32, now: Now| {
+            let mut orders = Vec::new();
+            let offers = ConnectionSettingsOffers {
+                hash: number.to_be_bytes().to_vec().into(),
+                opamp: Some(OpAmpConnectionSettings {
+                    destination_endpoint: format!("wss://other{number}"),
+                    ..OpAmpConnectionSettings::default()
+                }),
+                ..ConnectionSettingsOffers::default()
+            };
+            connections.offered(offers, now, &mut orders);
+            if orders.iter().any(|order| matches!(order, Order::Remember(_))) {
+                writes += 1;
+                connections.remembered(Ok(()), now, &mut orders);
+            }
+            writes
+        };
+        for number in 0..OFFERS_AT_ONCE + 100 {
+            offer(number, at(999_990));
+        }
+        assert_eq!(offer(5_000, at(1_000_019)), OFFERS_AT_ONCE);
+        assert_eq!(offer(5_001, at(1_000_020)), OFFERS_AT_ONCE + 1);
+        assert_eq!(offer(5_002, at(1_000_021)), OFFERS_AT_ONCE + 1);
+        assert_eq!(offer(5_003, at(1_000_080)), OFFERS_AT_ONCE + 2);
     }
 }

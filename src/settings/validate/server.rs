@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::net::IpAddr;
 
-use super::super::endpoint::{MAX_URL, split_port};
+use super::super::endpoint::{MAX_URL, SOCKS_PORT, split_port};
 use super::super::environment::Environment;
 use super::super::model::{
     ClientCertificate, Endpoint, Enroll, KeyKind, Proxy, Scheme, Server, Timeouts, Tls, TlsVersion,
@@ -265,6 +265,10 @@ fn proxy(
     let connect_headers = headers(&mut section, "connect_headers");
     let no_proxy = section.list("no_proxy", "a list of hosts", host_or_network);
     let url = url.filter(|url| !url.is_empty())?;
+    if url.starts_with("socks") && !connect_headers.is_empty() {
+        section
+            .report("connect_headers", "are for http and https proxies; a SOCKS proxy takes none");
+    }
     Some(Proxy { url: Secret::new(url), connect_headers, no_proxy })
 }
 
@@ -308,7 +312,11 @@ fn proxy_of(
 /// # Errors
 /// What is wrong with it.
 pub fn proxy_url(url: &str) -> Result<String, String> {
-    const ALLOWED: &str = "allowed is a URL such as http://proxy:3128, with http or https";
+    const ALLOWED: &str = if cfg!(feature = "socks") {
+        "allowed is a URL such as http://proxy:3128, with http, https, socks5 or socks5h"
+    } else {
+        "allowed is a URL such as http://proxy:3128, with http or https"
+    };
     if url.len() > MAX_URL {
         return Err(format!("longer than {MAX_URL} bytes"));
     }
@@ -320,8 +328,11 @@ pub fn proxy_url(url: &str) -> Result<String, String> {
     let default = match scheme {
         "http" => 80,
         "https" => 443,
+        "socks5" | "socks5h" if cfg!(feature = "socks") => SOCKS_PORT,
         "socks5" | "socks5h" => {
-            return Err(format!("is a SOCKS proxy, which is not built in; {ALLOWED}"));
+            return Err(format!(
+                "is a SOCKS proxy, for which this Chiton was not built (cargo build --features socks); {ALLOWED}"
+            ));
         }
         _ => return Err(format!("has an unknown scheme; {ALLOWED}")),
     };
