@@ -38,7 +38,7 @@ const AT_ONCE: u32 = 4;
 /// More steps than this without an end are none.
 const LOOP: u32 = 10_000;
 /// As soon as something is accepted the agent finds it within so many attempts.
-const ALTERNATIONS: u32 = 8;
+const ALTERNATIONS: u32 = 12;
 /// After so many attempts most of what came before makes no difference.
 const MERGE: u32 = 4;
 /// And within this: the longest wait between two of them, and a trial that hangs, a few times.
@@ -156,14 +156,17 @@ enum Net {
 #[derive(Clone)]
 pub(crate) struct World {
     agent: Agent,
+    seed: u64,
     pub(crate) disk: Disk,
     jobs: VecDeque<Job>,
     pub(crate) now: Now,
     net: Net,
-    accepts: BTreeSet<Pass>,
-    network: Network,
+    pub(crate) accepts: BTreeSet<Pass>,
+    pub(crate) network: Network,
     /// The disk refuses all.
-    refuses: bool,
+    pub(crate) refuses: bool,
+    /// It did, or the server could not be reached.
+    pub(crate) was_refused: bool,
     late: bool,
     flaw: Option<Flaw>,
     exited: bool,
@@ -234,6 +237,7 @@ impl World {
         let now = Now { mono: Mono::default(), wall: Wall(Duration::from_secs(BEGINNING)) };
         let mut world = Self {
             agent: Self::agent(&Disk::default(), seed, now),
+            seed,
             disk: Disk::default(),
             jobs: VecDeque::new(),
             now,
@@ -241,6 +245,7 @@ impl World {
             accepts: [OWN].into(),
             network: Network::Fine,
             refuses: false,
+            was_refused: false,
             late: plan.late,
             flaw: None,
             exited: false,
@@ -292,7 +297,7 @@ impl World {
         self.tried = None;
         self.down = (false, false);
         self.at_once = 0;
-        self.agent = Self::agent(&self.disk, self.events, self.now);
+        self.agent = Self::agent(&self.disk, self.seed ^ self.events, self.now);
         let mut actions = Vec::new();
         self.agent.boot(self.now, &mut actions);
         self.carry_out(actions);
@@ -433,6 +438,7 @@ impl World {
     // What comes of jobs, of the network, of time.
 
     fn job(&mut self, refuses: bool) -> Option<Event> {
+        self.was_refused |= refuses;
         Some(match self.jobs.pop_front()? {
             Job::Stage(candidate, known) => {
                 let staged = self.disk.stage(&candidate, &known, refuses, self.flaw);
@@ -777,6 +783,8 @@ impl World {
     fn key(&self) -> String {
         let connections = format!("{:?}", self.agent.connections());
         let (_, connections) = connections.split_once("memory: Memory").unwrap();
+        // Nobody here offers that often.
+        let (connections, _) = connections.split_once("allowance: ").unwrap();
         let until = self.agent.deadline().map(|at| about(at.since(self.now.mono)));
         // Numbers of links tell nothing.
         let net = match self.net {
