@@ -714,7 +714,7 @@ impl Agent {
         if self.state.rollout.is_idle() {
             self.ensure_workload(actions);
         }
-        self.on_connections(actions, now, |it, out| it.boot(now, out));
+        self.on_connections(actions, now, Connections::boot);
         actions.push(Action::UseCredentials);
         self.settle(now, actions);
     }

@@ -312,7 +312,7 @@ impl Session {
     }
 
     /// The next attempts go another way: a server there has heard nothing of us yet. At once, over an orderly end of
-    /// what is open; or when the next attempt is due anyway.
+    /// what is open; or, where nothing is open, when the next attempt is due anyway.
     pub fn travel(&mut self, rules: Rules, at_once: bool, now: Now, out: &mut Vec<Order>) {
         // A server that asked for time is given it; another one did not ask.
         let connection = match rules.endpoint == self.rules.endpoint {
@@ -320,7 +320,8 @@ impl Session {
             false => Connection::Moved,
         };
         self.ledger = Ledger::full();
-        if at_once {
+        // What is open goes the old way: its answers must not count for the new one.
+        if at_once || self.is_connecting() {
             return self.govern(rules, connection, now, out);
         }
         self.rules = rules;

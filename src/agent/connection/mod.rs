@@ -50,6 +50,8 @@ const NOTED_AFTER: Duration = Duration::from_secs(3600);
 pub const OFFERS_AT_ONCE: u32 = 2000;
 /// One more may come after each so long.
 pub const OFFER_EVERY: Duration = Duration::from_secs(30);
+/// The same as long as nothing was taken since the start: the agent may never live for an hour.
+const NOTED_AT_START: Duration = Duration::from_secs(60);
 /// After a disk that refused.
 const DISK_PAUSE: Duration = Duration::from_secs(60);
 
@@ -123,6 +125,8 @@ enum Why {
     Beat,
     /// It has failed.
     Condemn,
+    /// Neither way answers: the starts before this one were not the candidate's doing.
+    Recount,
     /// Something to keep, no more.
     Note,
 }
@@ -182,10 +186,12 @@ pub struct Connections {
     unplaced: Option<(Bytes, String, Mono)>,
     /// Since when no server has taken what is committed.
     untaken: Option<Mono>,
-    /// When the trial under way began in this process.
+    /// When the trial under way began in this process, which is counted then.
     began: Option<Mono>,
     /// Offers that may still be taken up, as counted then.
     allowance: (u32, Mono),
+    /// What is committed was taken since the start.
+    taken: bool,
 }
 
 impl Connections {
@@ -207,11 +213,12 @@ impl Connections {
             untaken: None,
             began: None,
             allowance: (OFFERS_AT_ONCE, Mono::default()),
+            taken: false,
         }
     }
 
     /// A trial that was interrupted goes on, counted; too often, and it has failed.
-    pub fn boot(&mut self, now: Now, out: &mut Vec<Order>) {
+    pub fn boot(&mut self, out: &mut Vec<Order>) {
         let Some(trial) = self.memory.trial.clone() else { return };
         if self.candidate.is_none() {
             let text = "the candidate was lost from the state directory";
@@ -221,7 +228,6 @@ impl Connections {
             let text = format!("its trial was interrupted {MAX_ATTEMPTS} times");
             return self.condemn(text, out);
         }
-        self.began = Some(now.mono);
         let number = trial.number.saturating_add(1);
         let next = Memory { trial: Some(Attempt { number, ..trial }), ..self.memory.clone() };
         self.write(Why::Arm, next, out);
@@ -370,7 +376,9 @@ impl Connections {
             self.waiting = None;
         } else if !matches!(self.phase, Phase::Idle) {
             self.waiting = Some(Box::new(offers));
-        } else if !known(self.memory.received.as_ref()) {
+        } else if known(self.memory.received.as_ref()) {
+            self.unplaced = None;
+        } else {
             self.begin(&offers, now, out);
         }
     }
@@ -421,7 +429,8 @@ impl Connections {
             return self.note(hash, Outcome::Applied, now, out);
         }
         let quiet = same_files && connection_of(&now_in_use, &laid) == Connection::Kept;
-        let known = self.memory.committed.iter().map(|generation| generation.digest);
+        let in_use = base.iter();
+        let known = in_use.map(|generation| generation.digest);
         let known = known.chain(self.memory.failed.iter().map(|failed| failed.digest)).collect();
         let candidate = Candidate { overlay: overlay.clone(), material, base };
         self.phase = Phase::Staging { hash, overlay: Box::new(overlay), quiet };
@@ -446,7 +455,6 @@ impl Connections {
             }
             Staged::Ready(generation) => {
                 self.candidate = Some(*overlay);
-                self.began = Some(now.mono);
                 let since = clock::trusted_wall(now.wall, 0).0.as_secs();
                 let trial = Some(Attempt { generation, hash, number: 1, since });
                 let next = Memory { trial, ..self.memory.clone() };
@@ -482,6 +490,9 @@ impl Connections {
         if let Err(error) = result {
             let text = format!("the state of the connection was not kept: {error}");
             out.push(Order::Say(Tone::Warning, text));
+            if why == Why::Recount {
+                return self.attempt(true, false, out); // only a better count was lost
+            }
             let again = Some(now.mono.after(DISK_PAUSE));
             self.phase = Phase::Writing { why, next, again };
             return;
@@ -490,6 +501,7 @@ impl Connections {
         self.memory = *next;
         match why {
             Why::Arm => {
+                self.began = Some(now.mono);
                 self.phase = Phase::Announcing { until: now.mono.after(ANNOUNCE) };
                 return;
             }
@@ -497,7 +509,11 @@ impl Connections {
                 self.committed = self.candidate.take().unwrap_or_default();
                 self.way = Way::Committed;
                 self.old = self.way;
-                self.untaken = None;
+                if why == Why::Commit {
+                    // An interval proves nothing.
+                    self.untaken = None;
+                    self.taken = true;
+                }
                 self.began = None;
                 out.push(if why == Why::Beat { Order::Beat } else { Order::Committed });
             }
@@ -508,6 +524,7 @@ impl Connections {
                     self.go(self.old, true, out);
                 }
             }
+            Why::Recount => return self.attempt(true, false, out),
             Why::Note => {}
         }
         debug_assert!(why != Why::Note || was == self.memory.committed, "a note commits nothing");
@@ -546,6 +563,7 @@ impl Connections {
     fn answered(&mut self, out: &mut Vec<Order>) {
         if self.way == Way::Committed {
             self.untaken = None;
+            self.taken = true;
         }
         match &self.phase {
             Phase::Trying { .. } => {
@@ -573,6 +591,10 @@ impl Connections {
 
     fn failed(&mut self, error: &LinkError, now: Now, out: &mut Vec<Order>) {
         self.count_refusal(now, out);
+        if matches!(self.phase, Phase::Writing { why: Why::Commit, again: Some(_), .. }) {
+            // It worked, but a commit that cannot be written binds nobody: the trial goes on.
+            self.phase = Phase::Trying { since: Some(now.mono), error: None, in_turn: false };
+        }
         match &mut self.phase {
             Phase::Trying { since, error: last, in_turn } => {
                 let over = since.is_none_or(|since| now.mono.since(since) >= TRIAL);
@@ -599,16 +621,32 @@ impl Connections {
                         _ => Way::Own,
                     };
                 }
-                self.attempt(true, false, out);
+                self.try_in_turn(out);
             }
-            Phase::Idle => match self.way {
-                Way::Committed if self.falls_back(now) => self.go(Way::Own, false, out),
-                Way::Own if self.memory.committed.is_some() => {
-                    self.go(Way::Committed, false, out);
+            // A disk that refuses must not keep the agent from a way that works.
+            Phase::Idle | Phase::Writing { again: Some(_), .. } => {
+                self.give_up_beat(now);
+                match self.way {
+                    Way::Committed if self.falls_back(now) => self.go(Way::Own, false, out),
+                    Way::Own if self.memory.committed.is_some() => {
+                        self.go(Way::Committed, false, out);
+                    }
+                    _ => {}
                 }
-                _ => {}
-            },
+                self.old = self.way;
+            }
             _ => {}
+        }
+    }
+
+    /// A new interval that cannot be kept is not worth more than the connection.
+    fn give_up_beat(&mut self, now: Now) {
+        if let Phase::Writing { why: Why::Beat, next, .. } = &self.phase {
+            let hash = next.received.clone().unwrap_or_default();
+            let reason = "the state directory did not take it".to_owned();
+            self.unplaced = Some((hash, reason, now.mono.after(DISK_PAUSE)));
+            self.candidate = None;
+            self.phase = Phase::Idle;
         }
     }
 
@@ -628,7 +666,8 @@ impl Connections {
         }
         let since = *self.untaken.get_or_insert(now.mono);
         let long = now.mono.since(since);
-        if long >= NOTED_AFTER
+        let noted_after = if self.taken { NOTED_AFTER } else { NOTED_AT_START };
+        if long >= noted_after
             && self.memory.refused_since.is_none()
             && matches!(self.phase, Phase::Idle)
         {
@@ -686,7 +725,8 @@ impl Connections {
         if matches!(self.phase, Phase::Writing { again: None, .. }) {
             return;
         }
-        let Some(trial) = &mut self.memory.trial else { return };
+        // This process counts from the moment that it is on record.
+        let (Some(trial), Some(_)) = (&mut self.memory.trial, self.began) else { return };
         trial.number = trial.number.saturating_sub(1);
         self.phase = Phase::Idle;
         out.push(Order::Remember(Box::new(self.memory.clone())));
@@ -717,6 +757,19 @@ impl Connections {
     fn attempt(&mut self, in_turn: bool, at_once: bool, out: &mut Vec<Order>) {
         self.phase = Phase::Trying { since: None, error: None, in_turn };
         self.go(Way::Candidate, at_once, out);
+    }
+
+    /// Neither way answers: one attempt each from now on. That the agent was cut off before, and how often, tells nothing
+    /// about the candidate then.
+    fn try_in_turn(&mut self, out: &mut Vec<Order>) {
+        let mut next = self.memory.clone();
+        match &mut next.trial {
+            Some(trial) if trial.number > 1 => {
+                trial.number = 1;
+                self.write(Why::Recount, next, out);
+            }
+            _ => self.attempt(true, false, out),
+        }
     }
 
     fn go_back(&mut self, reason: String, failed_too: bool, at_once: bool, out: &mut Vec<Order>) {
