@@ -119,7 +119,8 @@ impl Enrolment {
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
         self.rules.as_ref()?;
-        [self.look_at, self.not_before].into_iter().flatten().min()
+        // While there is a time to wait out, a look has no other answer.
+        self.not_before.or(self.look_at)
     }
 
     /// What is to be done now. To be asked when a server has answered on the connection.
@@ -138,7 +139,8 @@ impl Enrolment {
             None => (true, LOOK),
             Some(facts) => {
                 let left = left(facts, self.renew_before, now);
-                (left.is_zero() || other_name(facts), left.min(LOOK))
+                let due = left.is_zero() || other_name(facts);
+                (due, if due { LOOK } else { left.min(LOOK) })
             }
         };
         if self.look_at.is_none_or(|at| at <= now.mono) {
@@ -168,19 +170,33 @@ impl Enrolment {
     }
 
     /// Answers [`Wish::Make`]: the request, PEM.
-    pub fn made(&mut self, result: Result<Bytes, String>, now: Now) -> Option<String> {
-        let Request::Making(name) = core::mem::replace(&mut self.request, Request::None) else {
+    pub fn made(
+        &mut self,
+        common_name: String,
+        result: Result<Bytes, String>,
+        now: Now,
+    ) -> Option<String> {
+        // One for another name is of no use any more.
+        if !matches!(&self.request, Request::Making(name) if *name == common_name) {
             return None;
-        };
+        }
         match result {
             Ok(csr) => {
-                self.request = Request::Ready(name, csr);
+                self.request = Request::Ready(common_name, csr);
                 None
             }
             Err(error) => {
+                self.request = Request::None;
                 self.not_before = Some(now.mono.after(DISK_PAUSE));
                 Some(format!("no request for a certificate can be made: {error}"))
             }
+        }
+    }
+
+    /// What came of the request did not work: no storm of certificates.
+    pub fn failed(&mut self, now: Now) {
+        if matches!(self.request, Request::Ready(..)) {
+            self.refused(now);
         }
     }
 
