@@ -167,13 +167,13 @@ func (p *connectProxy) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	}
 	defer there.Close()
 	w.WriteHeader(http.StatusOK)
-	here, _, err := http.NewResponseController(w).Hijack()
+	here, early, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return
 	}
 	defer here.Close()
 	go func() {
-		_, _ = io.Copy(there, here)
+		_, _ = io.Copy(there, early) // what came before the hijacking too
 		_ = there.(*net.TCPConn).CloseWrite()
 	}()
 	_, _ = io.Copy(here, there)

@@ -115,11 +115,13 @@ impl Enrolment {
         self.certificate.as_ref()?.as_ref()
     }
 
-    /// When [`Enrolment::wish`] may have another answer.
+    /// When [`Enrolment::wish`] may have another answer by the mere passing of time.
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
         self.rules.as_ref()?;
-        [self.look_at, self.not_before].into_iter().flatten().min()
+        self.certificate.as_ref().filter(|_| !self.reading)?;
+        // What is not asked before is not looked at before.
+        self.not_before.or(self.look_at)
     }
 
     /// What is to be done now. To be asked when a server has answered on the connection.
@@ -138,7 +140,9 @@ impl Enrolment {
             None => (true, LOOK),
             Some(facts) => {
                 let left = left(facts, self.renew_before, now);
-                (left.is_zero() || other_name(facts), left.min(LOOK))
+                let due = left.is_zero() || other_name(facts);
+                // Once it is due, what changes that is no matter of time.
+                (due, if due { LOOK } else { left.min(LOOK) })
             }
         };
         if self.look_at.is_none_or(|at| at <= now.mono) {

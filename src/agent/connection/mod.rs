@@ -46,6 +46,10 @@ pub const KEPT: Duration = Duration::from_secs(24 * 3600);
 pub const FALLBACK: Duration = Duration::from_secs(24 * 3600);
 /// Such a time is written down when it has come to this: a short one is worth no write.
 const NOTED_AFTER: Duration = Duration::from_secs(3600);
+/// Offers that are taken up at once: a server that has another one in each answer does not wear out the flash.
+pub const OFFERS_AT_ONCE: u32 = 2000;
+/// One more may come after each so long.
+pub const OFFER_EVERY: Duration = Duration::from_secs(30);
 /// After a disk that refused.
 const DISK_PAUSE: Duration = Duration::from_secs(60);
 
@@ -180,6 +184,8 @@ pub struct Connections {
     untaken: Option<Mono>,
     /// When the trial under way began in this process.
     began: Option<Mono>,
+    /// Offers that may still be taken up, as counted then.
+    allowance: (u32, Mono),
 }
 
 impl Connections {
@@ -200,6 +206,7 @@ impl Connections {
             unplaced: None,
             untaken: None,
             began: None,
+            allowance: (OFFERS_AT_ONCE, Mono::default()),
         }
     }
 
@@ -368,7 +375,26 @@ impl Connections {
         }
     }
 
+    /// Whether one more offer may be taken up.
+    fn allows(&mut self, now: Now) -> bool {
+        let (left, counted) = self.allowance;
+        let steps =
+            now.mono.since(counted).as_secs().checked_div(OFFER_EVERY.as_secs()).unwrap_or(0);
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+        let left = left.saturating_add(steps).min(OFFERS_AT_ONCE);
+        let counted = counted.after(OFFER_EVERY.saturating_mul(steps));
+        self.allowance = (left.saturating_sub(1), counted);
+        left > 0
+    }
+
     fn begin(&mut self, offers: &ConnectionSettingsOffers, now: Now, out: &mut Vec<Order>) {
+        if !self.allows(now) {
+            let text = format!(
+                "ignored offered connection settings: they come too often, {OFFERS_AT_ONCE} at once and one each {OFFER_EVERY:?}"
+            );
+            // No report: it would only be answered with the next.
+            return out.push(Order::Say(Tone::Peer, text));
+        }
         self.unplaced = None;
         self.old = self.way;
         let hash = offers.hash.clone();
@@ -744,5 +770,60 @@ impl Connections {
         if let Some(offers) = self.waiting.take() {
             self.offered(*offers, now, out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::collections::BTreeMap;
+
+    use chiton_proto::OpAmpConnectionSettings;
+
+    use super::*;
+    use crate::clock::Wall;
+    use crate::settings;
+
+    fn rules() -> Rules {
+        let text = "opamp: { server: { endpoint: wss://a } }";
+        let environment = BTreeMap::<&str, &str>::new();
+        let own = settings::from_text(text, "test", &environment).unwrap().settings.server;
+        let renew_before = Duration::ZERO;
+        Rules { own, directory: PathBuf::from("/s"), accepts: true, enroll: None, renew_before }
+    }
+
+    #[test]
+    fn a_server_with_another_offer_in_each_answer_does_not_wear_out_the_flash() {
+        let mut connections = Connections::new(rules(), Found::default());
+        let at = |seconds| Now {
+            mono: Mono(Duration::from_secs(seconds)),
+            wall: Wall(Duration::from_secs(seconds)),
+        };
+        let mut writes = 0;
+        let mut offer = |number: u32, now: Now| {
+            let mut orders = Vec::new();
+            let offers = ConnectionSettingsOffers {
+                hash: number.to_be_bytes().to_vec().into(),
+                opamp: Some(OpAmpConnectionSettings {
+                    destination_endpoint: format!("wss://other{number}"),
+                    ..OpAmpConnectionSettings::default()
+                }),
+                ..ConnectionSettingsOffers::default()
+            };
+            connections.offered(offers, now, &mut orders);
+            if orders.iter().any(|order| matches!(order, Order::Remember(_))) {
+                writes += 1;
+                connections.remembered(Ok(()), now, &mut orders);
+            }
+            writes
+        };
+        for number in 0..OFFERS_AT_ONCE + 100 {
+            offer(number, at(999_990));
+        }
+        assert_eq!(offer(5_000, at(1_000_019)), OFFERS_AT_ONCE);
+        assert_eq!(offer(5_001, at(1_000_020)), OFFERS_AT_ONCE + 1);
+        assert_eq!(offer(5_002, at(1_000_021)), OFFERS_AT_ONCE + 1);
+        assert_eq!(offer(5_003, at(1_000_080)), OFFERS_AT_ONCE + 2);
     }
 }
