@@ -918,7 +918,7 @@ impl Agent {
         let expires = self.expires.filter(|_| !self.shutting_down);
         let connection = self.state.connections.deadline().filter(|_| !self.shutting_down);
         let proven = self.session.as_ref().is_some_and(Session::is_proven);
-        let asks = proven && self.state.connections.is_idle();
+        let asks = proven && self.state.connections.is_idle() && !self.shutting_down;
         let enrol = self.enrolment.deadline().filter(|_| asks);
         [session, rollout, workload, check, measure, repeat, expires, connection, enrol]
             .into_iter()

@@ -115,11 +115,12 @@ impl Enrolment {
         self.certificate.as_ref()?.as_ref()
     }
 
-    /// When [`Enrolment::wish`] may have another answer.
+    /// When [`Enrolment::wish`] may have another answer by the mere passing of time.
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
         self.rules.as_ref()?;
-        // While there is a time to wait out, a look has no other answer.
+        self.certificate.as_ref().filter(|_| !self.reading)?;
+        // What is not asked before is not looked at before.
         self.not_before.or(self.look_at)
     }
 
@@ -140,6 +141,7 @@ impl Enrolment {
             Some(facts) => {
                 let left = left(facts, self.renew_before, now);
                 let due = left.is_zero() || other_name(facts);
+                // Once it is due, what changes that is no matter of time.
                 (due, if due { LOOK } else { left.min(LOOK) })
             }
         };
