@@ -360,8 +360,8 @@ fn nothing_is_looked_at_again_and_again() {
             assert_eq!(enrolment.deadline(), None, "nothing is known yet");
             enrolment.facts(facts.clone(), true);
             let due = match enrolment.wish(uid, now) {
-                Some(Wish::Make { .. }) => {
-                    enrolment.made(Ok("request".into()), now);
+                Some(Wish::Make { common_name, .. }) => {
+                    enrolment.made(common_name, Ok("request".into()), now);
                     assert!(matches!(enrolment.wish(uid, now), Some(Wish::Send(_))));
                     true
                 }
