@@ -325,7 +325,7 @@ pub struct Config {
     bounds: Bounds,
 }
 
-/// Judged about the host that are reported.
+/// Facts about the host that are reported.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
     /// `host.name`.

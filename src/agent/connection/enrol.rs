@@ -220,3 +220,195 @@ fn left(facts: &Judged, renew_before: Duration, now: Now) -> Duration {
     let at = Duration::from_secs(facts.not_after.saturating_sub(before));
     at.saturating_sub(clock::trusted_wall(now.wall, 0).0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{BUILD_TIME, Wall};
+
+    const DAY: u64 = 24 * 3600;
+    const HOUR: u64 = 3600;
+
+    /// So many seconds after this was built.
+    fn at(seconds: u64) -> Now {
+        let time = Duration::from_secs(seconds);
+        Now { mono: Mono(time), wall: Wall(time.saturating_add(Duration::from_secs(BUILD_TIME))) }
+    }
+
+    fn uid(byte: u8) -> Uid {
+        Uid::v7(Wall::default(), [byte; 10])
+    }
+
+    /// Valid from the building on, for so many seconds.
+    fn certificate(common_name: &str, seconds: u64) -> Option<Judged> {
+        let not_after = BUILD_TIME.saturating_add(seconds);
+        Some(Judged { not_before: BUILD_TIME, not_after, common_name: common_name.to_owned() })
+    }
+
+    fn enrolment(common_name: &str) -> Enrolment {
+        let rules = Enroll { common_name: common_name.to_owned(), key: KeyKind::P256 };
+        let mut enrolment = Enrolment::new(1);
+        enrolment.govern(Some(rules), Duration::from_secs(30 * DAY));
+        enrolment
+    }
+
+    fn asks(enrolment: &mut Enrolment, now: Now) -> bool {
+        matches!(enrolment.wish(uid(1), now), Some(Wish::Make { .. } | Wish::Send(_)))
+    }
+
+    const CSR: Bytes = Bytes::from_static(b"csr");
+
+    #[test]
+    fn nothing_is_asked_for_without_a_rule_or_before_the_certificate_is_known() {
+        let mut enrolment = enrolment(OWN_NAME);
+        assert_eq!(enrolment.wish(uid(1), at(0)), None);
+        assert_eq!(enrolment.deadline(), None);
+        enrolment.facts(None, false);
+        enrolment.govern(None, Duration::ZERO);
+        assert_eq!(enrolment.wish(uid(1), at(0)), None);
+        assert_eq!(enrolment.deadline(), None);
+    }
+
+    #[test]
+    fn without_a_certificate_one_request_is_made_and_that_one_is_sent() {
+        let mut enrolment = enrolment("gateway {instance_uid}");
+        enrolment.facts(None, false);
+        let common_name = format!("gateway {}", uid(1));
+        let make = |common_name| Some(Wish::Make { common_name, key: KeyKind::P256 });
+        assert_eq!(enrolment.wish(uid(1), at(0)), make(common_name.clone()));
+        assert_eq!(enrolment.wish(uid(1), at(1)), None, "it is being made");
+        assert_eq!(enrolment.made(common_name.clone(), Ok(CSR), at(1)), None);
+        for seconds in 1..9 {
+            assert_eq!(enrolment.wish(uid(1), at(seconds)), Some(Wish::Send(CSR)));
+        }
+        // Another uid needs another request, and what was made for the former is nobody's.
+        let other = format!("gateway {}", uid(2));
+        assert_eq!(enrolment.wish(uid(2), at(9)), make(other.clone()));
+        assert_eq!(enrolment.made(common_name, Ok(CSR), at(9)), None);
+        assert_eq!(enrolment.wish(uid(2), at(9)), None, "that was for the former");
+        enrolment.facts(certificate("x", 900 * DAY), false);
+        assert_eq!(enrolment.made(other, Ok(CSR), at(9)), None);
+        assert_eq!(enrolment.wish(uid(2), at(9)), None);
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_made_is_said_and_tried_again() {
+        let mut enrolment = enrolment("x");
+        enrolment.facts(None, false);
+        assert!(asks(&mut enrolment, at(0)));
+        assert!(enrolment.made("x".to_owned(), Err("disk full".to_owned()), at(0)).is_some());
+        assert!(!asks(&mut enrolment, at(59)));
+        assert_eq!(enrolment.deadline(), Some(at(60).mono));
+        assert!(asks(&mut enrolment, at(60)));
+    }
+
+    #[test]
+    fn it_is_renewed_in_good_time() {
+        for (life, due) in
+            [(365 * DAY, 335 * DAY), (3 * DAY, 2 * DAY), (90 * DAY, 60 * DAY), (3, 2)]
+        {
+            let mut enrolment = enrolment("x");
+            enrolment.facts(certificate("x", life), true);
+            assert!(!asks(&mut enrolment, at(due.saturating_sub(1))), "{life}");
+            assert!(asks(&mut enrolment, at(due)), "{life}");
+        }
+        // Left alone it wakes for that: soon after, and not all of a fleet at once.
+        let mut enrolment = enrolment("x");
+        enrolment.facts(certificate("x", 3 * HOUR), true);
+        let mut now = at(0);
+        while !asks(&mut enrolment, now) {
+            now = at(enrolment.deadline().map_or(u64::MAX, |at| at.0.as_secs().saturating_add(1)));
+            assert!(now.mono.0.as_secs() < 3 * HOUR - 1800, "too late: {now:?}");
+        }
+        // No certificate begins or ends at an impossible time.
+        let mut enrolment = self::enrolment("x");
+        let odd = Judged { not_before: u64::MAX, not_after: 0, common_name: String::new() };
+        enrolment.facts(Some(odd), true);
+        assert!(asks(&mut enrolment, at(0)));
+    }
+
+    #[test]
+    fn another_uid_needs_another_certificate() {
+        let own = uid(1).to_string();
+        for (rule, name, offered, wanted) in [
+            (OWN_NAME, uid(2).to_string(), true, true),
+            (OWN_NAME, own.clone(), true, false),
+            // The settings' own is what it is.
+            (OWN_NAME, uid(2).to_string(), false, false),
+            ("gateway", own, true, false),
+        ] {
+            let mut enrolment = enrolment(rule);
+            enrolment.facts(certificate(&name, 900 * DAY), offered);
+            assert_eq!(asks(&mut enrolment, at(0)), wanted, "{rule} {name} {offered}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_refuses_is_asked_ever_more_seldom() {
+        let mut enrolment = enrolment("x");
+        enrolment.facts(None, false);
+        assert!(asks(&mut enrolment, at(0)));
+        assert_eq!(enrolment.made("x".to_owned(), Ok(CSR), at(0)), None);
+        let mut now = at(0);
+        for hours in [1, 2, 4, 8, 16, 24, 24, 24, 24, 24, 24, 24] {
+            assert!(asks(&mut enrolment, now));
+            let wait = enrolment.refused(now);
+            assert_eq!(wait, Duration::from_secs(hours * HOUR));
+            let again = now.mono.0.as_secs().saturating_add(wait.as_secs());
+            assert!(!asks(&mut enrolment, at(again.saturating_sub(1))));
+            assert_eq!(enrolment.deadline(), Some(at(again).mono));
+            now = at(again);
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_to_be_renewed_as_it_comes_makes_no_storm() {
+        let mut enrolment = enrolment("x");
+        enrolment.facts(None, false);
+        assert!(asks(&mut enrolment, at(0)));
+        for hours in [1, 2, 4] {
+            enrolment.forget_certificate();
+            assert_eq!(enrolment.wish(uid(1), at(1)), None, "not read yet");
+            assert_eq!(enrolment.deadline(), None);
+            enrolment.facts(certificate(&hours.to_string(), 0), true);
+            let wait = Duration::from_secs(hours * HOUR);
+            assert_eq!(enrolment.wish(uid(1), at(1)), Some(Wish::Wait(wait)));
+            assert_eq!(enrolment.wish(uid(1), at(1)), None);
+        }
+    }
+
+    /// Whatever is waited for: at each deadline time has passed, and they are few.
+    #[test]
+    fn no_busy_loop() {
+        for certificate in [
+            None,
+            certificate("x", 0),
+            certificate("x", 10),
+            certificate("x", 5 * DAY),
+            certificate("x", 900 * DAY),
+        ] {
+            for refuses in [false, true] {
+                let mut enrolment = enrolment("x");
+                enrolment.facts(certificate.clone(), true);
+                let (mut now, mut times) = (at(0), 0);
+                while now.mono < at(60 * DAY).mono {
+                    match enrolment.wish(uid(1), now) {
+                        Some(Wish::Make { .. }) => {
+                            assert_eq!(enrolment.made("x".to_owned(), Ok(CSR), now), None);
+                        }
+                        Some(Wish::Send(_)) if refuses => {
+                            enrolment.refused(now);
+                        }
+                        _ => {}
+                    }
+                    times += 1;
+                    let next = enrolment.deadline().unwrap_or_default();
+                    let case = format!("{certificate:?}, refused {refuses}, at {:?}", now.mono);
+                    assert!(next > now.mono, "{case}: {next:?}");
+                    assert!(times < 200, "{case}");
+                    now = at(next.0.as_secs().saturating_add(1));
+                }
+            }
+        }
+    }
+}

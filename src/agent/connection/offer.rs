@@ -1,6 +1,9 @@
 //! An offer of OpAMP connection settings: checked as far as that goes without files and without a connection, and
 //! laid over what is in force.
 
+#[cfg(test)]
+mod tests;
+
 use core::time::Duration;
 use std::path::{Path, PathBuf};
 
@@ -50,7 +53,8 @@ impl Bench<'_> {
         let mut material = Material::default();
         let named = !offer.destination_endpoint.is_empty();
         if named {
-            overlay.endpoint = Some(self.endpoint(&offer.destination_endpoint)?);
+            let today = overlay.endpoint.as_ref().unwrap_or(&self.own.endpoint);
+            overlay.endpoint = Some(self.endpoint(&offer.destination_endpoint, today)?);
             overlay.over.endpoint = own.endpoint;
         }
         if let Some(headers) = &offer.headers {
@@ -82,10 +86,9 @@ impl Bench<'_> {
         Ok(Offered { overlay, material })
     }
 
-    fn endpoint(&self, url: &str) -> Result<Endpoint, String> {
+    fn endpoint(&self, url: &str, today: &Endpoint) -> Result<Endpoint, String> {
         let refused = |why: &str| format!("destination_endpoint {why}");
         let endpoint = Endpoint::parse(url).map_err(|why| refused(&why))?;
-        let today = self.base.endpoint.as_ref().unwrap_or(&self.own.endpoint);
         if today.scheme.is_secure() && !endpoint.scheme.is_secure() {
             return Err(refused(&format!(
                 "is {}://, which has no TLS, and the connection of today has: allowed are wss:// and https://",
