@@ -100,7 +100,10 @@ fn a_thousand_rotations_leave_nothing_behind() {
         wanted - whole
     );
     assert_eq!(whole, wanted, "reports were lost");
-    assert!(open <= files + SLACK_FILES, "{files} open files, then {open}: one of a rotation stays");
+    assert!(
+        open <= files + SLACK_FILES,
+        "{files} open files, then {open}: one of a rotation stays"
+    );
     assert!(resident <= warm + SLACK_KIB, "{warm} KiB, then {resident} KiB");
     generation(&home);
     agent.unharmed();
