@@ -16,6 +16,10 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chiton::agent::connection::enrol::{Enrolment, Wish};
+use chiton::agent::uid::Uid;
+use chiton::credentials::Judged;
+use chiton::settings::{Enroll, KeyKind};
 use chiton_proto::{
     AgentIdentification, AgentToServer, ConnectionSettingsStatuses, ServerErrorResponse,
     ServerErrorResponseType, ServerToAgent,
@@ -329,5 +333,55 @@ fn a_bootstrap_certificate_that_ends_is_replaced_and_not_touched() {
     for name in ["cert", "key"] {
         let is = fs::read(device.home.path(&format!("{name}.pem"))).unwrap();
         assert_eq!(is, fs::read(device.home.path(&format!("{name}.was"))).unwrap(), "{name}");
+    }
+}
+
+/// Promise 7: whatever is waited for, the process sleeps until something can change.
+#[test]
+fn nothing_is_looked_at_again_and_again() {
+    let certificate = |from: u64, to: u64, name: &str| {
+        Some(Judged { not_before: from, not_after: to, common_name: name.to_owned() })
+    };
+    let uid = Uid::parse("018d0000-0000-7000-8000-000000000007").unwrap();
+    let now = chiton::clock::now();
+    let today = now.wall.0.as_secs();
+    let cases = [
+        None,
+        certificate(today - 10, today + 20, &uid.to_string()),
+        certificate(today - 1000, today + 10, &uid.to_string()),
+        certificate(today - 1000, today - 1, &uid.to_string()),
+        certificate(today - 10, today + 1_000_000, "another"),
+    ];
+    for (at, facts) in cases.into_iter().enumerate() {
+        for refused in [false, true] {
+            let mut enrolment = Enrolment::new(7);
+            let rules = Enroll { common_name: "{instance_uid}".to_owned(), key: KeyKind::P256 };
+            enrolment.govern(Some(rules), Duration::from_secs(3600));
+            assert_eq!(enrolment.deadline(), None, "nothing is known yet");
+            enrolment.facts(facts.clone(), true);
+            let due = match enrolment.wish(uid, now) {
+                Some(Wish::Make { common_name, .. }) => {
+                    enrolment.made(common_name, Ok("request".into()), now);
+                    assert!(matches!(enrolment.wish(uid, now), Some(Wish::Send(_))));
+                    true
+                }
+                other => {
+                    assert_eq!(other, None);
+                    false
+                }
+            };
+            assert_eq!(due, at != 1, "{at}");
+            if refused {
+                enrolment.refused(now);
+            }
+            let next = enrolment.deadline().unwrap().since(now.mono);
+            let least = if due { Duration::from_secs(3600) } else { Duration::from_secs(5) };
+            assert!(next >= least, "{at}: wakes up in {next:?}");
+            // What came is asked for anew at once: no sooner than what was refused.
+            enrolment.facts(certificate(today - 1000, today + 9, "whatever"), true);
+            assert!(matches!(enrolment.wish(uid, now), Some(Wish::Wait(_))), "{at}");
+            let next = enrolment.deadline().unwrap().since(now.mono);
+            assert!(next >= Duration::from_secs(3600), "{at}: wakes up in {next:?}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Where the session and the connection that it goes by meet.
 
 use bytes::Bytes;
-use chiton_proto::{AgentCapabilities, ConnectionSettingsOffers};
+use chiton_proto::{AgentCapabilities, ConnectionSettingsOffers, ConnectionSettingsStatuses};
 
 use super::connection::enrol::Wish;
 use super::connection::{self, Connections, Found, Way, overlay};
@@ -137,11 +137,12 @@ impl Agent {
 
     pub(super) fn request_made(
         &mut self,
+        common_name: String,
         result: Result<Bytes, String>,
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        if let Some(error) = self.enrolment.made(result, now) {
+        if let Some(error) = self.enrolment.made(common_name, result, now) {
             actions.push(Action::Log(Tone::Warning, error));
         }
     }
@@ -165,6 +166,9 @@ impl Agent {
         self.on_connections(actions, now, |it, out| it.tick(now, out));
         let status = self.state.connections.status();
         if self.connection_status != status {
+            if status.status() == ConnectionSettingsStatuses::Failed {
+                self.enrolment.failed(now);
+            }
             self.connection_status = status;
             self.changed(Facets::CONNECTION_STATUS);
         }
@@ -206,7 +210,8 @@ impl Agent {
     /// Other settings are in force: what they mean for the connection.
     pub(super) fn govern_connection(&mut self, now: Now, actions: &mut Vec<Action>) {
         let before = self.state.connections.server();
-        self.state.connections.govern(self.state.config.connection.clone());
+        let rules = self.state.config.connection.clone();
+        self.on_connections(actions, now, |it, out| it.govern(rules, out));
         let after = self.state.connections.server();
         self.govern_enrolment();
         if before.tls.client != after.tls.client {

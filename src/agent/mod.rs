@@ -109,8 +109,13 @@ pub enum Event {
     ConnectionRemembered(Result<(), String>),
     /// The client certificate in use, if there is one that can be read. Answers [`Action::UseCredentials`].
     Certificate(Option<Judged>),
-    /// Answers [`Action::MakeRequest`]: the request, PEM.
-    RequestMade(Result<Bytes, String>),
+    /// Answers [`Action::MakeRequest`].
+    RequestMade {
+        /// For whom.
+        common_name: String,
+        /// The request, PEM.
+        result: Result<Bytes, String>,
+    },
     /// Answers [`Action::Validate`].
     Validated(Result<(), String>),
     /// Answers [`Action::Arm`].
@@ -759,7 +764,9 @@ impl Agent {
                 self.on_session(actions, |session, out| session.link_up(link, now, out));
                 // Another program may have renewed the settings' own since it was read. A candidate's is not in use.
                 let connections = &self.state.connections;
-                if connections.way() != Way::Candidate && connections.server().tls.client.is_some()
+                let enrols = self.state.config.connection.enroll.is_some();
+                if connections.way() != Way::Candidate
+                    && (enrols || connections.server().tls.client.is_some())
                 {
                     actions.push(Action::UseCredentials);
                 }
@@ -794,7 +801,9 @@ impl Agent {
                 self.on_connections(actions, now, |it, out| it.remembered(result, now, out));
             }
             Event::Certificate(facts) => self.certificate_read(facts),
-            Event::RequestMade(result) => self.request_made(result, now, actions),
+            Event::RequestMade { common_name, result } => {
+                self.request_made(common_name, result, now, actions);
+            }
             Event::Validated(result) => {
                 self.on_rollout(now, actions, |rollout, out| rollout.validated(result, now, out));
             }
@@ -909,7 +918,7 @@ impl Agent {
         let expires = self.expires.filter(|_| !self.shutting_down);
         let connection = self.state.connections.deadline().filter(|_| !self.shutting_down);
         let proven = self.session.as_ref().is_some_and(Session::is_proven);
-        let asks = proven && self.state.connections.is_idle();
+        let asks = proven && self.state.connections.is_idle() && !self.shutting_down;
         let enrol = self.enrolment.deadline().filter(|_| asks);
         [session, rollout, workload, check, measure, repeat, expires, connection, enrol]
             .into_iter()

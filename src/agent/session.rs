@@ -584,7 +584,10 @@ impl Session {
             message.error_response.as_ref().is_some_and(|error| self.told_off(error, now, out));
         if !unavailable {
             self.ledger.acknowledged();
-            self.news.push(News::Proven);
+            // Any web server can answer a POST with nothing at all, which is an empty message.
+            if !http || *message != ServerToAgent::default() {
+                self.news.push(News::Proven);
+            }
         }
         if message.flags & flag(ServerToAgentFlags::ReportFullState) != 0 {
             self.full_state_wanted(answered_full);

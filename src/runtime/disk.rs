@@ -82,7 +82,8 @@ fn carry_out(store: &Store, job: Job) -> Option<Input> {
             Event::ConnectionRemembered(store.remember_connection(&memory))
         }
         Job::MakeRequest { common_name, key } => {
-            Event::RequestMade(credentials::request(store, &common_name, key))
+            let result = credentials::request(store, &common_name, key);
+            Event::RequestMade { common_name, result }
         }
         Job::Substitute(file) => Event::Substituted(store.substitute(&file)),
         Job::Activate(generation) => Event::Activated(store.activate(generation)),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use chiton_proto::{EffectiveConfig, Message};
-use smol::channel::{Receiver, Sender, bounded};
+use smol::channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::Inbox;
 use super::executor::Executor;
@@ -39,9 +39,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Hands a task to the link. False: its queue is full, the network takes nothing.
+    /// Hands a task to the link. False: its queue is full, the network takes nothing. One that has ended takes nothing
+    /// either, but has said why: that is on its way to the core.
     pub(super) fn put(&self, task: Task) -> bool {
-        self.tasks.try_send(task).is_ok()
+        !matches!(self.tasks.try_send(task), Err(TrySendError::Full(_)))
     }
 }
 

@@ -29,6 +29,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use smol::channel::{Receiver, Sender, bounded};
 
+use crate::agent::connection::overlay::Staged;
 use crate::agent::connection::{Found, Way};
 use crate::agent::identity::{self, Choice, Kept};
 use crate::agent::rollout::Generation;
@@ -275,6 +276,7 @@ impl<'a> Runtime<'a> {
             committed: connections.committed,
             candidate: connections.candidate,
             volatile: store.is_volatile(),
+            unreadable: connections.unreadable,
         };
         let links = Links {
             server: settings.server.clone(),
@@ -541,9 +543,22 @@ impl<'a> Runtime<'a> {
     }
 
     fn job(&mut self, job: disk::Job) {
-        if self.jobs.try_send(job).is_err() {
-            self.problem("the disk does not keep up: a change was not written".to_owned());
-        }
+        let Err(refused) = self.jobs.try_send(job) else { return };
+        let text = "the disk does not keep up: a change was not written".to_owned();
+        // Who waits for an answer would wait for ever.
+        self.aftermath.extend(match refused.into_inner() {
+            disk::Job::StageConnection { .. } => {
+                Some(Event::ConnectionStaged(Staged::Failed(text.clone())))
+            }
+            disk::Job::RememberConnection(_) => {
+                Some(Event::ConnectionRemembered(Err(text.clone())))
+            }
+            disk::Job::MakeRequest { common_name, .. } => {
+                Some(Event::RequestMade { common_name, result: Err(text.clone()) })
+            }
+            _ => None,
+        });
+        self.problem(text);
     }
 
     /// The dry runs of a candidate, one after the other; the first that fails ends them.

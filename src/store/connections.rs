@@ -74,6 +74,8 @@ pub struct Found {
     pub committed: Option<Overlay>,
     /// What is on trial.
     pub candidate: Option<Overlay>,
+    /// The disk gave no answer: what is there may be good, and nothing must take its place.
+    pub unreadable: bool,
     /// What was wrong, each in one line.
     pub problems: Vec<String>,
 }
@@ -105,6 +107,10 @@ impl Store {
                 let numbers = self.connection_numbers().unwrap_or_default();
                 if let Err(error) = record {
                     found.problems.push(format!("{error}; {INSTEAD}"));
+                    if self.is_unreadable(Path::new(MEMORY)) {
+                        found.unreadable = true;
+                        return found;
+                    }
                     let _ = self.disk.rename(Path::new(MEMORY), Path::new(MEMORY_BROKEN));
                 } else if !numbers.is_empty() {
                     let path = self.shown(Path::new(MEMORY));
@@ -119,6 +125,13 @@ impl Store {
                 Ok(overlay) => found.committed = Some(overlay),
                 Err(error) => {
                     found.problems.push(format!("{error}; {INSTEAD}"));
+                    let directory = numbered(generation.number);
+                    let names = FILES.into_iter().chain([OVERLAY]);
+                    if names.into_iter().any(|name| self.is_unreadable(&directory.join(name))) {
+                        found.unreadable = true;
+                        found.memory = Memory::default();
+                        return found;
+                    }
                     self.put_aside(&[generation.number]);
                     // Not in force any more: when it is offered again it is new.
                     found.memory.committed = None;
@@ -140,6 +153,14 @@ impl Store {
             self.prune_connections(&found.memory);
         }
         found
+    }
+
+    /// Whether the disk gives no answer: what is there may be good, and is left alone.
+    fn is_unreadable(&self, path: &Path) -> bool {
+        let read = self.disk.read(path, MAX_PEM);
+        read.is_err_and(|error| {
+            error.kind() != io::ErrorKind::NotFound && error.raw_os_error().is_some()
+        })
     }
 
     /// Where the files of a generation lie.

@@ -131,6 +131,7 @@ impl Disk {
             committed: self.record.committed.and_then(of).map(|(_, overlay)| overlay),
             candidate: trial.and_then(of).map(|(_, overlay)| overlay),
             volatile: None,
+            unreadable: false,
         }
     }
 

@@ -41,8 +41,9 @@ const LOOP: u32 = 10_000;
 const ALTERNATIONS: u32 = 12;
 /// After so many attempts most of what came before makes no difference.
 const MERGE: u32 = 4;
-/// And within this: the longest wait between two of them, and a trial that hangs, a few times.
-const SOON: Duration = Duration::from_secs(8 * 3600);
+/// And within this: the longest wait between two of them, and a trial that hangs, a few times. After a day of refusals
+/// there are three ways in turn.
+const SOON: Duration = Duration::from_secs(12 * 3600);
 
 /// Names of what must hold.
 pub(crate) const FILES: &str = "the files of what is committed are there";

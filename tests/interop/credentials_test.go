@@ -344,8 +344,9 @@ func TestCredentialsOfACollectorsWholeLife(t *testing.T) {
 			likeTheExample(s)
 			s.tls.VerifyConnection = revoked.check
 		})
-		// So short a life that it is time to renew as soon as it is in use.
-		ca := &issuer{life: 10 * time.Minute}
+		// Its last third, when it is to be renewed, begins some five seconds after it came: certificates begin an hour
+		// before they are signed. One that is due at once would be taken for a mistake, and waited for.
+		ca := &issuer{life: 30*time.Minute + 8*time.Second}
 		s.setAnswer(func(m *protobufs.AgentToServer, reply *protobufs.ServerToAgent) {
 			ca.answer(t, s.ca, m, reply)
 			if len(ca.requests) > 0 {

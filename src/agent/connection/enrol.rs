@@ -115,11 +115,12 @@ impl Enrolment {
         self.certificate.as_ref()?.as_ref()
     }
 
-    /// When [`Enrolment::wish`] may have another answer.
+    /// When [`Enrolment::wish`] may have another answer by the mere passing of time.
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
-        self.rules.as_ref().filter(|_| !self.reading)?;
-        // Before that the answer is the same, whatever there is to look at.
+        self.rules.as_ref()?;
+        self.certificate.as_ref().filter(|_| !self.reading)?;
+        // What is not asked before is not looked at before.
         self.not_before.or(self.look_at)
     }
 
@@ -140,6 +141,7 @@ impl Enrolment {
             Some(facts) => {
                 let left = left(facts, self.renew_before, now);
                 let due = left.is_zero() || other_name(facts);
+                // Once it is due, what changes that is no matter of time.
                 (due, if due { LOOK } else { left.min(LOOK) })
             }
         };
@@ -170,19 +172,33 @@ impl Enrolment {
     }
 
     /// Answers [`Wish::Make`]: the request, PEM.
-    pub fn made(&mut self, result: Result<Bytes, String>, now: Now) -> Option<String> {
-        let Request::Making(name) = core::mem::replace(&mut self.request, Request::None) else {
+    pub fn made(
+        &mut self,
+        common_name: String,
+        result: Result<Bytes, String>,
+        now: Now,
+    ) -> Option<String> {
+        // One for another name is of no use any more.
+        if !matches!(&self.request, Request::Making(name) if *name == common_name) {
             return None;
-        };
+        }
         match result {
             Ok(csr) => {
-                self.request = Request::Ready(name, csr);
+                self.request = Request::Ready(common_name, csr);
                 None
             }
             Err(error) => {
+                self.request = Request::None;
                 self.not_before = Some(now.mono.after(DISK_PAUSE));
                 Some(format!("no request for a certificate can be made: {error}"))
             }
+        }
+    }
+
+    /// What came of the request did not work: no storm of certificates.
+    pub fn failed(&mut self, now: Now) {
+        if matches!(self.request, Request::Ready(..)) {
+            self.refused(now);
         }
     }
 
@@ -259,17 +275,19 @@ mod tests {
         enrolment.facts(None, false);
         let common_name = format!("gateway {}", uid(1));
         let make = |common_name| Some(Wish::Make { common_name, key: KeyKind::P256 });
-        assert_eq!(enrolment.wish(uid(1), at(0)), make(common_name));
+        assert_eq!(enrolment.wish(uid(1), at(0)), make(common_name.clone()));
         assert_eq!(enrolment.wish(uid(1), at(1)), None, "it is being made");
-        assert_eq!(enrolment.made(Ok(CSR), at(1)), None);
+        assert_eq!(enrolment.made(common_name.clone(), Ok(CSR), at(1)), None);
         for seconds in 1..9 {
             assert_eq!(enrolment.wish(uid(1), at(seconds)), Some(Wish::Send(CSR)));
         }
         // Another uid needs another request, and what was made for the former is nobody's.
         let other = format!("gateway {}", uid(2));
-        assert_eq!(enrolment.wish(uid(2), at(9)), make(other));
+        assert_eq!(enrolment.wish(uid(2), at(9)), make(other.clone()));
+        assert_eq!(enrolment.made(common_name, Ok(CSR), at(9)), None);
+        assert_eq!(enrolment.wish(uid(2), at(9)), None, "that was for the former");
         enrolment.facts(certificate("x", 900 * DAY), false);
-        assert_eq!(enrolment.made(Ok(CSR), at(9)), None);
+        assert_eq!(enrolment.made(other, Ok(CSR), at(9)), None);
         assert_eq!(enrolment.wish(uid(2), at(9)), None);
     }
 
@@ -278,7 +296,7 @@ mod tests {
         let mut enrolment = enrolment("x");
         enrolment.facts(None, false);
         assert!(asks(&mut enrolment, at(0)));
-        assert!(enrolment.made(Err("disk full".to_owned()), at(0)).is_some());
+        assert!(enrolment.made("x".to_owned(), Err("disk full".to_owned()), at(0)).is_some());
         assert!(!asks(&mut enrolment, at(59)));
         assert_eq!(enrolment.deadline(), Some(at(60).mono));
         assert!(asks(&mut enrolment, at(60)));
@@ -330,7 +348,7 @@ mod tests {
         let mut enrolment = enrolment("x");
         enrolment.facts(None, false);
         assert!(asks(&mut enrolment, at(0)));
-        assert_eq!(enrolment.made(Ok(CSR), at(0)), None);
+        assert_eq!(enrolment.made("x".to_owned(), Ok(CSR), at(0)), None);
         let mut now = at(0);
         for hours in [1, 2, 4, 8, 16, 24, 24, 24, 24, 24, 24, 24] {
             assert!(asks(&mut enrolment, now));
@@ -376,7 +394,7 @@ mod tests {
                 while now.mono < at(60 * DAY).mono {
                     match enrolment.wish(uid(1), now) {
                         Some(Wish::Make { .. }) => {
-                            assert_eq!(enrolment.made(Ok(CSR), now), None);
+                            assert_eq!(enrolment.made("x".to_owned(), Ok(CSR), now), None);
                         }
                         Some(Wish::Send(_)) if refuses => {
                             enrolment.refused(now);

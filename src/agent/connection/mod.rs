@@ -46,12 +46,14 @@ pub const KEPT: Duration = Duration::from_secs(24 * 3600);
 pub const FALLBACK: Duration = Duration::from_secs(24 * 3600);
 /// Such a time is written down when it has come to this: a short one is worth no write.
 const NOTED_AFTER: Duration = Duration::from_secs(3600);
-/// The same as long as nothing was taken since the start: the agent may never live for an hour.
-const NOTED_AT_START: Duration = Duration::from_secs(60);
 /// Offers that are taken up at once: a server that has another one in each answer does not wear out the flash.
 pub const OFFERS_AT_ONCE: u32 = 2000;
 /// One more may come after each so long.
 pub const OFFER_EVERY: Duration = Duration::from_secs(30);
+/// The same as long as nothing was taken since the start: the agent may never live for an hour.
+const NOTED_AT_START: Duration = Duration::from_secs(60);
+/// On the settings' own instead of what is committed, that is tried again after so long.
+const LOOK_BACK: Duration = Duration::from_secs(3600);
 /// After a disk that refused.
 const DISK_PAUSE: Duration = Duration::from_secs(60);
 
@@ -81,6 +83,8 @@ pub struct Found {
     pub candidate: Option<Overlay>,
     /// Why the state directory does not outlive the next start, if so.
     pub volatile: Option<&'static str>,
+    /// What is there could not be read, and may be good: nothing is taken in its place.
+    pub unreadable: bool,
 }
 
 /// Which connection is gone by.
@@ -176,6 +180,7 @@ pub struct Connections {
     committed: Overlay,
     candidate: Option<Overlay>,
     volatile: Option<&'static str>,
+    unreadable: bool,
     phase: Phase,
     way: Way,
     /// That which leads back from a candidate.
@@ -188,10 +193,12 @@ pub struct Connections {
     untaken: Option<Mono>,
     /// When the trial under way began in this process, which is counted then.
     began: Option<Mono>,
-    /// What is committed was taken since the start.
-    taken: bool,
     /// Offers that may still be taken up, as counted then.
     allowance: (u32, Mono),
+    /// What is committed was taken since the start.
+    taken: bool,
+    /// On the settings' own instead of what is committed: when that is looked at again.
+    look_back: Option<Mono>,
 }
 
 impl Connections {
@@ -205,6 +212,7 @@ impl Connections {
             committed: found.committed.unwrap_or_default(),
             candidate: found.candidate,
             volatile: found.volatile,
+            unreadable: found.unreadable,
             phase: Phase::Idle,
             way,
             old: way,
@@ -212,8 +220,9 @@ impl Connections {
             unplaced: None,
             untaken: None,
             began: None,
-            taken: false,
             allowance: (OFFERS_AT_ONCE, Mono::default()),
+            taken: false,
+            look_back: None,
         }
     }
 
@@ -234,8 +243,21 @@ impl Connections {
     }
 
     /// Other settings are in force.
-    pub fn govern(&mut self, rules: Rules) {
-        self.rules = rules;
+    pub fn govern(&mut self, rules: Rules, out: &mut Vec<Order>) {
+        let before = core::mem::replace(&mut self.rules, rules);
+        let of = |own: &Server| {
+            let candidate = self.candidate.as_ref()?;
+            Some(candidate.still_over(&overlay::Own::of(own), own))
+        };
+        let tried = matches!(
+            self.phase,
+            Phase::Announcing { .. } | Phase::Trying { .. } | Phase::Returned { .. }
+        );
+        if tried && of(&before.own) != of(&self.rules.own) {
+            // What would be tried from here on is not what was offered.
+            let text = "the settings of the connection were changed during its trial";
+            self.conclude(text.to_owned(), false, out);
+        }
     }
 
     /// The connection to go by.
@@ -364,6 +386,10 @@ impl Connections {
             out.push(Order::Say(Tone::Peer, text.to_owned()));
             return;
         }
+        if self.unreadable {
+            let text = "ignored offered connection settings: those in the state directory could not be read at the start";
+            return out.push(Order::Say(Tone::Peer, text.to_owned()));
+        }
         let hash = &offers.hash;
         if let Some((refused, _, until)) = &self.unplaced
             && refused == hash
@@ -376,7 +402,7 @@ impl Connections {
             self.waiting = None;
         } else if !matches!(self.phase, Phase::Idle) {
             self.waiting = Some(Box::new(offers));
-        } else if known(self.memory.received.as_ref()) {
+        } else if known(self.memory.received.as_ref()) && !self.is_fallback() {
             self.unplaced = None;
         } else {
             self.begin(&offers, now, out);
@@ -554,13 +580,17 @@ impl Connections {
     /// What the session has learnt.
     pub fn news(&mut self, news: &News, now: Now, out: &mut Vec<Order>) {
         match news {
-            News::Proven => self.answered(out),
+            News::Proven => self.answered(now, out),
             News::Failed(error) => self.failed(error, now, out),
             News::RequestRefused(_) => {}
         }
     }
 
-    fn answered(&mut self, out: &mut Vec<Order>) {
+    fn answered(&mut self, now: Now, out: &mut Vec<Order>) {
+        if self.is_fallback() {
+            // It may have been the network all the time.
+            self.look_back.get_or_insert(now.mono.after(LOOK_BACK));
+        }
         if self.way == Way::Committed {
             self.untaken = None;
             self.taken = true;
@@ -600,7 +630,9 @@ impl Connections {
                 let over = since.is_none_or(|since| now.mono.since(since) >= TRIAL);
                 if *in_turn || over || error.kind != LinkErrorKind::Failed {
                     let (in_turn, reason) = (*in_turn, error.text.clone());
-                    self.go_back(reason, in_turn, !in_turn, out);
+                    // A server that asks for time says nothing about the candidate.
+                    let throttled = matches!(error.kind, LinkErrorKind::Throttled(_));
+                    self.go_back(reason, in_turn || throttled, !in_turn, out);
                 } else {
                     *last = Some(error.text.clone());
                 }
@@ -650,6 +682,11 @@ impl Connections {
         }
     }
 
+    /// Whether the settings' own stand in for what is committed.
+    fn is_fallback(&self) -> bool {
+        self.way == Way::Own && self.memory.committed.is_some()
+    }
+
     /// Whether a candidate that nobody could judge has been kept long enough.
     fn is_over(&self, now: Now) -> bool {
         let here = self.began.map_or(Duration::ZERO, |began| now.mono.since(began));
@@ -689,6 +726,7 @@ impl Connections {
     pub fn deadline(&self) -> Option<Mono> {
         match &self.phase {
             Phase::Writing { again, .. } => *again,
+            Phase::Idle => self.look_back.filter(|_| self.is_fallback()),
             Phase::Announcing { until } => Some(*until),
             Phase::Trying { since: Some(since), in_turn: false, .. } => Some(since.after(TRIAL)),
             _ => None,
@@ -705,6 +743,10 @@ impl Connections {
                 *again = None;
                 let next = next.clone();
                 out.push(Order::Remember(next));
+            }
+            Phase::Idle => {
+                self.look_back = None;
+                self.go(Way::Committed, true, out);
             }
             Phase::Announcing { .. } => self.attempt(false, true, out),
             Phase::Trying { error, .. } => {
@@ -785,6 +827,11 @@ impl Connections {
     }
 
     fn condemn(&mut self, reason: String, out: &mut Vec<Order>) {
+        self.conclude(reason, true, out);
+    }
+
+    /// It has failed; `remembered`: its contents are not tried again.
+    fn conclude(&mut self, reason: String, remembered: bool, out: &mut Vec<Order>) {
         let Some(trial) = self.memory.trial.clone() else { return };
         out.push(Order::Say(
             Tone::Warning,
@@ -792,8 +839,10 @@ impl Connections {
         ));
         let mut next = self.memory.clone();
         next.trial = None;
-        let digest = trial.generation.digest;
-        rollout::remember_failure_in(&mut next.failed, digest, &reason, &trial.hash);
+        if remembered {
+            let digest = trial.generation.digest;
+            rollout::remember_failure_in(&mut next.failed, digest, &reason, &trial.hash);
+        }
         next.received = Some(trial.hash);
         next.outcome = Outcome::Failed(reason);
         self.write(Why::Condemn, next, out);

@@ -49,7 +49,7 @@ impl Bench<'_> {
     /// Which part is not acceptable, and why; values are not repeated.
     pub fn take(&self, offer: &OpAmpConnectionSettings) -> Result<Offered, String> {
         let own = Own::of(self.own);
-        let mut overlay = self.base.still_over(&own);
+        let mut overlay = self.base.still_over(&own, self.own);
         let mut material = Material::default();
         let named = !offer.destination_endpoint.is_empty();
         if named {
@@ -210,24 +210,28 @@ fn proxy(offered: &ProxyConnectionSettings) -> Result<Proxy, String> {
 }
 
 impl Overlay {
-    /// What of it counts: a part that the settings have changed since then is theirs again.
+    /// What of it counts: a part that the settings say otherwise by now is theirs again. That they say nothing of it any
+    /// more, or that a variable is missing, is no other word: bootstrap credentials are taken away when they have served.
     #[must_use]
-    pub fn still_over(&self, own: &Own) -> Self {
+    pub fn still_over(&self, own: &Own, server: &Server) -> Self {
         let mut left = self.clone();
+        if server.unusable.is_some() {
+            return left;
+        }
         let over = self.over;
         if over.endpoint != own.endpoint {
             left.endpoint = None;
         }
-        if over.headers != own.headers {
+        if over.headers != own.headers && !server.headers.is_empty() {
             left.headers = None;
         }
-        if over.certificate != own.certificate {
+        if over.certificate != own.certificate && server.tls.client.is_some() {
             left.certificate = false;
         }
         if over.tls != own.tls {
             left.tls = None;
         }
-        if over.proxy != own.proxy {
+        if over.proxy != own.proxy && server.proxy.is_some() {
             left.proxy = None;
         }
         if over.heartbeat != own.heartbeat {
@@ -239,8 +243,10 @@ impl Overlay {
     /// The connection that it makes of the settings' own; its files are in `directory`.
     #[must_use]
     pub fn lay_over(&self, own: &Server, directory: &Path) -> Server {
-        let of = self.still_over(&Own::of(own));
+        let of = self.still_over(&Own::of(own), own);
         let mut server = own.clone();
+        // What is missing there may be what was offered since: an attempt tells.
+        server.unusable = None;
         if let Some(endpoint) = of.endpoint {
             server.endpoint = endpoint;
         }
