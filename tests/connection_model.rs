@@ -189,6 +189,39 @@ fn offers_of_every_kind() {
     holds("offers of every kind", Plan { offers, ..every });
 }
 
+/// What wider walks found once, as they found it.
+#[test]
+fn what_was_found() {
+    use Act::{Do, Net, Offer as Offers, Refuse, Wait};
+    let beat = Offer { pass: None, beat: 7, ..Offer::new(3, OWN) };
+    let offers = vec![Offer::new(7, 7), bad(), beat];
+    let plan = Plan { minds: minds(&[&[7]]), offers, ..rotated() };
+    let found: &[(&str, &[Act])] = &[
+        (
+            "the disk refused an offer, the former came again: its outcome was never told",
+            &[Offers(1), Refuse, Net, Offers(0)],
+        ),
+        (
+            "a new interval after a trial: the day after which the settings' own are tried began anew",
+            &[Offers(1), Wait, Net, Offers(2)],
+        ),
+        (
+            "the disk refused a new interval for ever, and with it the way back",
+            &[Offers(2), Do, Refuse],
+        ),
+    ];
+    let mut again = Vec::new();
+    for (what, acts) in found {
+        let mut world = World::new(&plan, 1);
+        for act in *acts {
+            world.act_freely(&plan, act);
+        }
+        world.know();
+        again.extend(world.ends_well().err().map(|why| format!("{what}: {why:?}")));
+    }
+    assert!(again.is_empty(), "{again:#?}");
+}
+
 /// After a day without a server that takes it, both are tried: what is committed, and the settings' own. However short
 /// the agent lives.
 #[test]
@@ -212,6 +245,19 @@ fn after_a_day_the_settings_own_are_tried_too() {
     }
     let flawed = Plan { flaw: Some(Flaw::ForgetsRefusals), ..nobody };
     assert_eq!(tried(&flawed, HOUR / 2), [7], "a store that forgets it was to be caught");
+}
+
+/// From the settings' own the way leads back to what is committed, though they work.
+#[test]
+fn what_is_committed_is_tried_from_the_settings_own() {
+    let plan = Plan { minds: minds(&[&[OWN]]), ..rotated() };
+    let mut world = World::new(&plan, 1);
+    world.pass(DAY * 2);
+    assert_eq!(world.connects_to(), Some(OWN), "{world:?}");
+    world.act_freely(&plan, &Act::Accept([OWN, 7].into()));
+    world.pass(DAY);
+    assert_eq!(world.connects_to(), Some(7), "{world:?}");
+    assert!(world.broken.is_empty(), "{:?}", world.broken);
 }
 
 /// The power is cut again and again while nothing can be reached: that says nothing against the candidate.

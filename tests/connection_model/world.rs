@@ -785,7 +785,8 @@ impl World {
         let connections = format!("{:?}", self.agent.connections());
         let (_, connections) = connections.split_once("memory: Memory").unwrap();
         // Nobody here offers that often.
-        let (connections, _) = connections.split_once("allowance: ").unwrap();
+        let (before, rest) = connections.split_once("allowance: (").unwrap();
+        let (_, after) = rest.split_once("))").unwrap();
         let until = self.agent.deadline().map(|at| about(at.since(self.now.mono)));
         // Numbers of links tell nothing.
         let net = match self.net {
@@ -795,7 +796,7 @@ impl World {
             Net::None => Net::None,
         };
         let text = format!(
-            "{connections} {:?} {:?} {:?} {net:?} {:?} {:?} {} {:?} {:?} {:?} {:?} {:?}",
+            "{before}{after} {:?} {:?} {:?} {net:?} {:?} {:?} {} {:?} {:?} {:?} {:?} {:?}",
             self.disk.record,
             self.disk.generations.keys(),
             self.jobs,

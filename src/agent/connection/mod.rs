@@ -398,8 +398,12 @@ impl Connections {
             return;
         }
         let known = |other: Option<&Bytes>| !hash.is_empty() && other == Some(hash);
-        if known(self.under_way()) {
+        if known(self.under_way()) || self.is_idle() {
+            // This one is newer.
             self.waiting = None;
+        }
+        if known(self.under_way()) {
+            // Nothing new.
         } else if !matches!(self.phase, Phase::Idle) {
             self.waiting = Some(Box::new(offers));
         } else if known(self.memory.received.as_ref()) && !self.is_fallback() {
