@@ -144,9 +144,7 @@ fn usage(leaf: &Certificate<'_>) -> Result<(), &'static str> {
     if leaf.key_usage.is_some_and(|usage| usage & DIGITAL_SIGNATURE == 0) {
         return Err("is not for TLS (its key usage lacks digitalSignature)");
     }
-    if leaf.is_ca && leaf.for_clients.is_none() && leaf.key_usage.is_none() {
-        return Err("is that of a CA, not of a client");
-    }
+    // That it may be a CA's is no usage: `openssl req -x509` makes such ones, and whether to take it is the server's to say.
     Ok(())
 }
 
