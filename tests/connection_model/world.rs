@@ -871,7 +871,8 @@ impl World {
     }
 
     fn is(&self, detail: &str) -> bool {
-        format!("{:?}", self.agent.connections()).contains(detail)
+        let connections = self.agent.connections();
+        connections.phase() == "writing" && format!("{connections:?}").contains(detail)
     }
 
     /// From now on these are accepted: the agent is connected by one of them in good time.
