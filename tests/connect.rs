@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use common::authority::Authority;
+use common::authority::{Authority, bootstrap, bootstrap_with};
 use common::{Agent, Home, Peer, Server, Settings, Stream, WINDOW, read_head};
 use rustls::{HandshakeKind, ServerConfig};
 
@@ -193,16 +193,7 @@ mod redirects {
         let (home, ours, other) = (Home::new(), Server::new(), Server::new());
         let authority = Authority::new("ours");
         let (cert, key) = authority.issue("device", |_| {});
-        for (name, pem) in [("ca.pem", authority.pem()), ("cert.pem", cert), ("key.pem", key)] {
-            fs::write(home.path(name), pem).unwrap();
-        }
-        let path = |name: &str| home.path(name).display().to_string();
-        let tls = format!(
-            "tls: {{ ca_file: {}, cert_file: {}, key_file: {} }}",
-            path("ca.pem"),
-            path("cert.pem"),
-            path("key.pem")
-        );
+        let tls = bootstrap(&home, &authority, Some((&cert, &key)));
         home.settings(&ours.wss(), &with_secret(&[&tls]));
         let agent = home.start();
         let strict = authority.serve("127.0.0.1", |_| {}, Some(&authority));
@@ -452,20 +443,12 @@ mod sessions {
         for version in ["1.2", "1.3"] {
             let (home, server) = (Home::new(), Server::new());
             let authority = Authority::new("ours");
-            let path = |name: &str| home.path(name).display().to_string();
             let place = || {
                 let (cert, key) = authority.issue("device", |_| {});
-                fs::write(path("cert.pem"), cert).unwrap();
-                fs::write(path("key.pem"), key).unwrap();
+                let more = format!(", max_version: \"{version}\"");
+                bootstrap_with(&home, &authority, Some((&cert, &key)), &more)
             };
-            place();
-            fs::write(path("ca.pem"), authority.pem()).unwrap();
-            let tls = format!(
-                "tls: {{ ca_file: {}, cert_file: {}, key_file: {}, max_version: \"{version}\" }}",
-                path("ca.pem"),
-                path("cert.pem"),
-                path("key.pem")
-            );
+            let tls = place();
             home.settings(&server.wss(), &with_secret(&[&tls]));
             let agent = home.start();
             let config = authority.serve("127.0.0.1", |_| {}, Some(&authority));
@@ -628,18 +611,7 @@ mod proxies {
         let (files, proxy) = (Home::new(), Server::new());
         let authority = Authority::new("ours");
         let (cert, key) = authority.issue("device", |_| {});
-        for (name, pem) in [("ca.pem", authority.pem()), ("cert.pem", cert), ("key.pem", key)] {
-            fs::write(files.path(name), pem).unwrap();
-        }
-        let path = |name: &str| files.path(name).display().to_string();
-        let tls = |more: &str| {
-            format!(
-                "tls: {{ ca_file: {}, cert_file: {}, key_file: {}{more} }}",
-                path("ca.pem"),
-                path("cert.pem"),
-                path("key.pem"),
-            )
-        };
+        let tls = |more: &str| bootstrap_with(&files, &authority, Some((&cert, &key)), more);
         let pinned = tls(&format!(", pinned_spki_sha256: [{NOBODY}]"));
         let through = format!("proxy: {{ url: \"https://me:pr0xy@{}\" }}", proxy.address());
         let outer = authority.serve("127.0.0.1", |_| {}, Some(&authority));

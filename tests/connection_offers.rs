@@ -14,9 +14,10 @@ use chiton_proto::{
     ServerToAgent, TlsConnectionSettings,
 };
 use common::authority::Authority;
+use common::authority::bootstrap;
 use common::connection::{
-    Line, Over, accepting, bootstrap, certificate, connection, generation, generations, header,
-    headers, mutual,
+    Line, Over, accepting, certificate, connection, generation, generations, header, headers,
+    mutual,
 };
 use common::{Agent, Home, Server, Settings, Stream, read_head};
 use rustls::ALL_VERSIONS;

@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use chiton_proto::{ConnectionSettingsStatuses, ServerToAgent};
 use common::authority::Authority;
-use common::connection::{accepting, bootstrap, certificate, connection, generation, mutual};
+use common::authority::bootstrap;
+use common::connection::{accepting, certificate, connection, generation, mutual};
 use common::hub::Hub;
 use common::{Home, eventually};
 use rustls::{ALL_VERSIONS, ServerConfig};

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use chiton_proto::{ConnectionSettingsStatuses, ServerToAgent};
 use common::authority::Authority;
-use common::connection::{accepting, bootstrap, certificate, connection, mutual};
+use common::authority::bootstrap;
+use common::connection::{accepting, certificate, connection, mutual};
 use common::hub::Hub;
 use common::{Home, Settings, eventually};
 use rustls::{ALL_VERSIONS, ServerConfig};

@@ -25,7 +25,8 @@ use chiton_proto::{
     ServerErrorResponseType, ServerToAgent,
 };
 use common::authority::Authority;
-use common::connection::{accepting, bootstrap, certificate, connection};
+use common::authority::bootstrap;
+use common::connection::{accepting, certificate, connection};
 use common::hub::Hub;
 use common::{Home, eventually};
 use rcgen::{CertificateParams, CertificateSigningRequestParams, DnType, DnValue, date_time_ymd};

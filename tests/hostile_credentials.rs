@@ -27,8 +27,9 @@ use chiton_proto::{
     TlsConnectionSettings,
 };
 use common::authority::Authority;
+use common::authority::bootstrap;
 use common::connection::{
-    Line, Over, accepting, bootstrap, certificate, connection, generations, headers, mutual,
+    Line, Over, accepting, certificate, connection, generations, headers, mutual,
 };
 use common::hub::{Hub, Told};
 use common::{Home, Server, Settings, eventually, files_with, read_head};

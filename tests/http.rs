@@ -13,21 +13,16 @@ mod common;
 
 use std::fs;
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chiton_proto::{
     AgentIdentification, Message as _, RemoteConfigStatuses, RetryInfo, ServerErrorResponse,
     ServerErrorResponseType, ServerToAgent, server_error_response::Details,
 };
+use common::authority::{Authority, bootstrap};
 use common::http::{Http, Request, gzip};
 use common::{Agent, Home, Server, Settings, WINDOW, offer};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 
 const PROTOBUF: &str = "Content-Type: application/x-protobuf\r\n";
 const GZIPPED: &str = "Content-Type: application/x-protobuf\r\nContent-Encoding: gzip\r\n";
@@ -750,39 +745,12 @@ mod secrets {
     #[test]
     fn https_with_certificates_on_both_sides() {
         let (home, server) = (Home::new(), Server::new());
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let issue = |name: &str| {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-            (params.signed_by(&key, &authority).unwrap().pem(), key.serialize_pem())
-        };
-        let (cert, key) = issue("device");
-        for (name, pem) in [("ca.pem", authority.pem()), ("cert.pem", cert), ("key.pem", key)] {
-            fs::write(home.path(name), pem).unwrap();
-        }
-        let path = |name: &str| home.path(name).display().to_string();
-        let tls = format!(
-            "tls: {{ ca_file: {}, cert_file: {}, key_file: {} }}",
-            path("ca.pem"),
-            path("cert.pem"),
-            path("key.pem")
-        );
+        let authority = Authority::new("ours");
+        let (cert, key) = authority.issue("device", |_| {});
+        let tls = bootstrap(&home, &authority, Some((&cert, &key)));
         home.settings(&server.https(), &settings(&[&tls]));
 
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
-        let clients = WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
-        let (cert, key) = issue("127.0.0.1");
-        let config = ServerConfig::builder()
-            .with_client_cert_verifier(clients)
-            .with_single_cert(
-                vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()],
-                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
-            )
-            .unwrap();
-        let config = Arc::new(config);
+        let config = authority.serve("127.0.0.1", |_| {}, Some(&authority));
 
         let agent = home.start();
         let mut http = Http::new(server.tls(&config));

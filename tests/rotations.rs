@@ -18,9 +18,8 @@ use std::time::{Duration, Instant};
 use chiton_proto::{AgentToServer, ConnectionSettingsStatuses, ServerToAgent};
 use common::Home;
 use common::authority::Authority;
-use common::connection::{
-    accepting, bootstrap, certificate, connection, generation, headers, mutual,
-};
+use common::authority::bootstrap;
+use common::connection::{accepting, certificate, connection, generation, headers, mutual};
 use common::hub::Hub;
 use rustls::ALL_VERSIONS;
 

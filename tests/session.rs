@@ -24,7 +24,7 @@ use chiton_proto::{
     CommandType, Message as _, RetryInfo, ServerErrorResponse, ServerErrorResponseType,
     ServerToAgent, ServerToAgentCommand, server_error_response::Details,
 };
-use common::authority::Authority;
+use common::authority::{Authority, bootstrap};
 use common::{Agent, Home, PATIENCE, Peer, Server, Settings, WINDOW, eventually, is_alive, offer};
 use rcgen::{CertificateParams, date_time_ymd};
 use rustls::ServerConfig;
@@ -251,20 +251,11 @@ mod tls {
         let (home, server) = (Home::new(), Server::new());
         let (good, other) = (Authority::new("good"), Authority::new("other"));
         let config = good.serve("127.0.0.1", |_| {}, Some(&good));
-        fs::write(home.path("ca.pem"), good.pem()).unwrap();
         let place = |authority: &Authority| {
             let (cert, key) = authority.issue("device", |_| {});
-            fs::write(home.path("cert.pem"), cert).unwrap();
-            fs::write(home.path("key.pem"), key).unwrap();
+            bootstrap(&home, &good, Some((&cert, &key)))
         };
-        place(&other);
-        let path = |name: &str| home.path(name).display().to_string();
-        let tls = format!(
-            "tls: {{ ca_file: {}, cert_file: {}, key_file: {} }}",
-            path("ca.pem"),
-            path("cert.pem"),
-            path("key.pem")
-        );
+        let tls = place(&other);
         home.settings(&server.wss(), &settings(&[&tls]));
         let agent = home.start();
         fails(&server, &config);

@@ -78,13 +78,19 @@ async fn requests(State(hub): State<Arc<Hub>>) -> Response {
 #[serde(deny_unknown_fields)]
 struct Nothing {}
 
+/// Whom an order that says nothing more is about.
+async fn bidden(name: &Path<String>, request: Request) -> Result<InstanceUid, Failure> {
+    let uid = uid(name)?;
+    let Nothing {} = json_body(request, JSON_SLACK, "send {}").await?;
+    Ok(uid)
+}
+
 async fn approve(
     State(hub): State<Arc<Hub>>,
     name: Path<String>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let uid = uid(&name)?;
-    let _: Nothing = json_body(request, JSON_SLACK, "send {}").await?;
+    let uid = bidden(&name, request).await?;
     whole(async move { hub.decide(uid, Decision::Approved).await }).await?;
     Ok(json_response(
         StatusCode::OK,
@@ -123,8 +129,7 @@ async fn rotate(
     name: Path<String>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let uid = uid(&name)?;
-    let _: Nothing = json_body(request, JSON_SLACK, "send {}").await?;
+    let uid = bidden(&name, request).await?;
     let hash = whole(async move { hub.renew_one(uid).await }).await?;
     Ok(json_response(StatusCode::OK, &json!({"instance_uid": uid.to_string(), "hash": hash})))
 }
@@ -134,8 +139,7 @@ async fn revoke(
     name: Path<String>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let uid = uid(&name)?;
-    let _: Nothing = json_body(request, JSON_SLACK, "send {}").await?;
+    let uid = bidden(&name, request).await?;
     let serials = whole(async move { hub.revoke(uid).await }).await?;
     Ok(json_response(StatusCode::OK, &json!({"instance_uid": uid.to_string(), "revoked": serials})))
 }

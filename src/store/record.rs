@@ -52,6 +52,19 @@ pub(super) trait Record: Sized {
     fn from_payload(payload: &[u8]) -> Result<Self, String>;
 }
 
+/// A message that is written as it is.
+pub(super) trait Plain: Message + Default {}
+
+impl<M: Plain> Record for M {
+    fn to_payload(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    fn from_payload(payload: &[u8]) -> Result<Self, String> {
+        Self::decode(payload).map_err(|error| error.to_string())
+    }
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct GenerationRecord {
     #[prost(uint64, tag = "1")]
@@ -429,15 +442,7 @@ pub(super) struct LastGood {
     pub text: String,
 }
 
-impl Record for LastGood {
-    fn to_payload(&self) -> Vec<u8> {
-        self.encode_to_vec()
-    }
-
-    fn from_payload(payload: &[u8]) -> Result<Self, String> {
-        Self::decode(payload).map_err(|error| error.to_string())
-    }
-}
+impl Plain for LastGood {}
 
 /// What a generation's directory does not say by itself: it stands beside it.
 #[derive(Clone, PartialEq, Message)]
@@ -467,15 +472,7 @@ pub(super) struct SetRecord {
     pub members: Vec<MemberRecord>,
 }
 
-impl Record for SetRecord {
-    fn to_payload(&self) -> Vec<u8> {
-        self.encode_to_vec()
-    }
-
-    fn from_payload(payload: &[u8]) -> Result<Self, String> {
-        Self::decode(payload).map_err(|error| error.to_string())
-    }
-}
+impl Plain for SetRecord {}
 
 /// What a tree was made of: it stands beside it, and says that the tree is whole.
 #[derive(Clone, PartialEq, Message)]
@@ -491,15 +488,7 @@ pub(super) struct TreeRecord {
     pub addon: bool,
 }
 
-impl Record for TreeRecord {
-    fn to_payload(&self) -> Vec<u8> {
-        self.encode_to_vec()
-    }
-
-    fn from_payload(payload: &[u8]) -> Result<Self, String> {
-        Self::decode(payload).map_err(|error| error.to_string())
-    }
-}
+impl Plain for TreeRecord {}
 
 /// One file of a generation.
 #[derive(Clone, PartialEq, Message)]
@@ -515,15 +504,7 @@ pub(super) struct FileDescription {
     pub content_type: String,
 }
 
-impl Record for Description {
-    fn to_payload(&self) -> Vec<u8> {
-        self.encode_to_vec()
-    }
-
-    fn from_payload(payload: &[u8]) -> Result<Self, String> {
-        Self::decode(payload).map_err(|error| error.to_string())
-    }
-}
+impl Plain for Description {}
 
 /// What is known of a file that arrives.
 #[derive(Clone, PartialEq, Message)]
@@ -536,15 +517,7 @@ pub(super) struct MarkRecord {
     pub total: Option<u64>,
 }
 
-impl Record for MarkRecord {
-    fn to_payload(&self) -> Vec<u8> {
-        self.encode_to_vec()
-    }
-
-    fn from_payload(payload: &[u8]) -> Result<Self, String> {
-        Self::decode(payload).map_err(|error| error.to_string())
-    }
-}
+impl Plain for MarkRecord {}
 
 #[cfg(test)]
 mod tests {

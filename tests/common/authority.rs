@@ -1,5 +1,6 @@
 //! Certificates of every kind, and TLS servers with them.
 
+use std::fs;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -7,6 +8,8 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+
+use super::Home;
 
 /// A CA.
 pub(crate) struct Authority {
@@ -105,5 +108,31 @@ impl Authority {
         let chain = vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         Arc::new(builder.with_single_cert(chain, key).unwrap())
+    }
+}
+
+/// Writes bootstrap files and the settings that name them: `ca.pem`, `cert.pem`, `key.pem`.
+pub(crate) fn bootstrap(home: &Home, trust: &Authority, client: Option<(&str, &str)>) -> String {
+    bootstrap_with(home, trust, client, "")
+}
+
+/// The same, with more keys of `tls` (each after a comma).
+pub(crate) fn bootstrap_with(
+    home: &Home,
+    trust: &Authority,
+    client: Option<(&str, &str)>,
+    more: &str,
+) -> String {
+    let place = |name: &str, pem: &str| {
+        fs::write(home.path(name), pem).unwrap();
+        home.path(name).display().to_string()
+    };
+    let ca = place("ca.pem", &trust.pem());
+    match client {
+        None => format!("tls: {{ ca_file: {ca}{more} }}"),
+        Some((cert, key)) => {
+            let (cert, key) = (place("cert.pem", cert), place("key.pem", key));
+            format!("tls: {{ ca_file: {ca}, cert_file: {cert}, key_file: {key}{more} }}")
+        }
     }
 }

@@ -17,7 +17,7 @@ use rustls::{ServerConfig, SupportedProtocolVersion};
 
 use super::authority::Authority;
 use super::http::{Http, Request};
-use super::{Agent, Home, PATIENCE, Peer, Server, Settings, Stream};
+use super::{Agent, Home, PATIENCE, Peer, Server, Settings, Stream, until};
 
 /// An offer of a connection.
 pub(crate) fn connection(
@@ -102,25 +102,6 @@ pub(crate) fn accepting(server: &[&str]) -> Settings {
         server: lines,
         capabilities: vec!["accepts_opamp_connection_settings"],
         ..Settings::default()
-    }
-}
-
-/// Writes bootstrap files and the settings that name them: `ca.pem`, `cert.pem`, `key.pem`.
-pub(crate) fn bootstrap(home: &Home, trust: &Authority, client: Option<(&str, &str)>) -> String {
-    let path = |name: &str| home.path(name).display().to_string();
-    fs::write(path("ca.pem"), trust.pem()).unwrap();
-    match client {
-        None => format!("tls: {{ ca_file: {} }}", path("ca.pem")),
-        Some((cert, key)) => {
-            fs::write(path("cert.pem"), cert).unwrap();
-            fs::write(path("key.pem"), key).unwrap();
-            format!(
-                "tls: {{ ca_file: {}, cert_file: {}, key_file: {} }}",
-                path("ca.pem"),
-                path("cert.pem"),
-                path("key.pem")
-            )
-        }
     }
 }
 
@@ -257,15 +238,11 @@ impl Line {
         what: &str,
         mut fits: impl FnMut(&AgentToServer) -> bool,
     ) -> AgentToServer {
-        let end = Instant::now() + PATIENCE;
-        loop {
+        until(what, || {
             let report = self.report();
             self.answer(&report);
-            if fits(&report) {
-                return report;
-            }
-            assert!(Instant::now() < end, "in vain: {what}");
-        }
+            fits(&report).then_some(report)
+        })
     }
 
     /// Reads and answers until the outcome of this hash is told.

@@ -507,6 +507,17 @@ pub(crate) fn read_head(stream: &mut impl Read) -> String {
     String::from_utf8(head).unwrap()
 }
 
+/// Takes one report after the other until one will do.
+fn until<T>(what: &str, mut next: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = next() {
+            return found;
+        }
+        assert!(Instant::now() < end, "in vain: {what}");
+    }
+}
+
 /// The agent as a server sees it, over one WebSocket connection.
 pub(crate) struct Peer {
     socket: WebSocket<Stream>,
@@ -567,15 +578,11 @@ impl Peer {
         what: &str,
         mut fits: impl FnMut(&AgentToServer) -> bool,
     ) -> AgentToServer {
-        let end = Instant::now() + PATIENCE;
-        loop {
+        until(what, || {
             let report = self.report();
             self.answer(&report);
-            if fits(&report) {
-                return report;
-            }
-            assert!(Instant::now() < end, "in vain: {what}");
-        }
+            fits(&report).then_some(report)
+        })
     }
 
     /// The remote config status of the next report that has one for this hash and status.

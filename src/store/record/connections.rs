@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use prost::Message;
 
-use super::Record;
+use super::{Plain, Record};
 use crate::agent::connection::memory::{Attempt, Generation, Memory};
 use crate::agent::connection::overlay::{Overlay, Own, Proxy, Tls};
 use crate::agent::rollout::{self, Parts};
@@ -233,15 +233,7 @@ impl OverlayRecord {
     }
 }
 
-impl Record for OverlayRecord {
-    fn to_payload(&self) -> Vec<u8> {
-        self.encode_to_vec()
-    }
-
-    fn from_payload(payload: &[u8]) -> Result<Self, String> {
-        Self::decode(payload).map_err(|error| error.to_string())
-    }
-}
+impl Plain for OverlayRecord {}
 
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
