@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use ring::digest::{Context, SHA256};
 
 use super::disk::Access;
-use super::record::{self, OverlayRecord, Record};
+use super::record::{self, NEWER, OverlayRecord, Record};
 use super::{RECORD, Store};
 use crate::agent::connection::memory::{Generation, Memory};
 use crate::agent::connection::overlay::{
@@ -42,7 +42,7 @@ const MAX_GENERATIONS: usize = 4;
 /// Nobody else looks into it.
 const DIRECTORY: Access = Access { mode: 0o700, group: None };
 const CONNECTION: &str = "connection";
-const MEMORY: &str = "connection/record";
+pub(super) const MEMORY: &str = "connection/record";
 const MEMORY_BROKEN: &str = "connection/record.broken";
 const PENDING: &str = "connection/pending";
 const OVERLAY: &str = "overlay";
@@ -74,7 +74,7 @@ pub struct Found {
     pub committed: Option<Overlay>,
     /// What is on trial.
     pub candidate: Option<Overlay>,
-    /// The disk gave no answer: what is there may be good, and nothing must take its place.
+    /// The disk gave no answer, or one for a newer Chiton: what is there may be good, and nothing must take its place.
     pub unreadable: bool,
     /// What was wrong, each in one line.
     pub problems: Vec<String>,
@@ -107,7 +107,7 @@ impl Store {
                 let numbers = self.connection_numbers().unwrap_or_default();
                 if let Err(error) = record {
                     found.problems.push(format!("{error}; {INSTEAD}"));
-                    if self.is_unreadable(Path::new(MEMORY)) {
+                    if error.contains(NEWER) || self.is_unreadable(Path::new(MEMORY)) {
                         found.unreadable = true;
                         return found;
                     }
@@ -127,7 +127,8 @@ impl Store {
                     found.problems.push(format!("{error}; {INSTEAD}"));
                     let directory = numbered(generation.number);
                     let names = FILES.into_iter().chain([OVERLAY]);
-                    if names.into_iter().any(|name| self.is_unreadable(&directory.join(name))) {
+                    let unreadable = |name| self.is_unreadable(&directory.join(name));
+                    if error.contains(NEWER) || names.into_iter().any(unreadable) {
                         found.unreadable = true;
                         found.memory = Memory::default();
                         return found;

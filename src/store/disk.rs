@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -22,6 +23,8 @@ pub(super) struct Access {
 
 /// The steps. Paths are relative to the state directory.
 pub(super) trait Disk: fmt::Debug + Send + Sync {
+    /// From now on nothing is changed: what lies here is for a newer Chiton.
+    fn close(&self) {}
     /// Makes the directory that all paths begin in, and those above it, where they are missing.
     ///
     /// # Errors
@@ -137,6 +140,7 @@ impl Sink for Writing {
 #[derive(Debug)]
 pub(super) struct Real {
     root: PathBuf,
+    closed: AtomicBool,
 }
 
 const WALK: OFlags =
@@ -146,7 +150,15 @@ impl Real {
     /// The disk beneath `root`, which need not be there yet.
     #[must_use]
     pub(super) const fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, closed: AtomicBool::new(false) }
+    }
+
+    /// [`Real::parent`] of what is about to be changed.
+    fn open<'a>(&self, path: &'a Path) -> io::Result<(OwnedFd, &'a Path)> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the state is a newer Chiton's: it is left as it is"));
+        }
+        self.parent(path)
     }
 
     /// A handle on a directory below the root, opened part by part.
@@ -174,6 +186,10 @@ impl Real {
 }
 
 impl Disk for Real {
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
     fn make_root(&self) -> io::Result<()> {
         if self.root.is_dir() { Ok(()) } else { std::fs::create_dir_all(&self.root) }
     }
@@ -203,7 +219,7 @@ impl Disk for Real {
     }
 
     fn make_directory(&self, path: &Path, access: Access) -> io::Result<()> {
-        let (parent, name) = self.parent(path)?;
+        let (parent, name) = self.open(path)?;
         failpoint();
         match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(access.mode)) {
             Ok(()) => {}
@@ -223,7 +239,7 @@ impl Disk for Real {
     }
 
     fn create(&self, path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
-        let (parent, name) = self.parent(path)?;
+        let (parent, name) = self.open(path)?;
         failpoint();
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -237,7 +253,7 @@ impl Disk for Real {
     }
 
     fn writer(&self, path: &Path, access: Access) -> io::Result<Box<dyn Sink>> {
-        let (parent, name) = self.parent(path)?;
+        let (parent, name) = self.open(path)?;
         failpoint();
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -248,8 +264,8 @@ impl Disk for Real {
     }
 
     fn adopt(&self, file: &File, from: &Path, to: &Path, access: Access) -> io::Result<()> {
-        let (parent, name) = self.parent(from)?;
-        let (new_parent, new_name) = self.parent(to)?;
+        let (parent, name) = self.open(from)?;
+        let (new_parent, new_name) = self.open(to)?;
         failpoint();
         rustix::fs::renameat(&parent, name, &new_parent, new_name)?;
         // Who swaps the name meanwhile has renamed his own file: what counts is what we have verified.
@@ -265,26 +281,26 @@ impl Disk for Real {
     }
 
     fn link(&self, link: &Path, target: &Path) -> io::Result<()> {
-        let (parent, name) = self.parent(link)?;
+        let (parent, name) = self.open(link)?;
         failpoint();
         Ok(rustix::fs::symlinkat(target, &parent, name)?)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let (parent, name) = self.parent(from)?;
-        let (new_parent, new_name) = self.parent(to)?;
+        let (parent, name) = self.open(from)?;
+        let (new_parent, new_name) = self.open(to)?;
         failpoint();
         Ok(rustix::fs::renameat(&parent, name, &new_parent, new_name)?)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let (parent, name) = self.parent(path)?;
+        let (parent, name) = self.open(path)?;
         failpoint();
         Ok(rustix::fs::unlinkat(&parent, name, AtFlags::empty())?)
     }
 
     fn remove_directory(&self, path: &Path) -> io::Result<()> {
-        let (parent, name) = self.parent(path)?;
+        let (parent, name) = self.open(path)?;
         failpoint();
         Ok(rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
     }

@@ -46,7 +46,7 @@ use crate::agent::redact;
 use crate::agent::rollout::{Candidate, Digest, Generation, Memory, Source, Staged};
 use crate::settings::{RemoteConfig, Settings};
 use disk::{Access, Disk, Real};
-use record::{Description, FileDescription, LastGood, MAX_RECORD, Record};
+use record::{Description, FileDescription, LastGood, MAX_RECORD, NEWER, Record};
 pub use sets::{Tree, TreeFile, VerifiedPackage};
 
 /// `state_dir`: others may pass through to what the workload reads, and see nothing.
@@ -233,8 +233,10 @@ impl Store {
     /// under way is undone. Needs nothing but the disk.
     #[must_use]
     pub fn recover(&self) -> Recovered {
-        let mut problems = Vec::new();
+        let mut problems: Vec<String> = self.newer().into_iter().collect();
+        let is_newer = !problems.is_empty();
         let memory = match self.load::<Memory>(Path::new(MEMORY)) {
+            Err(error) if error.contains(NEWER) => return self.leave_alone(problems),
             Ok(Some(memory)) if !self.is_missing(memory.committed) => memory,
             Ok(None) if self.running().is_none() && self.running_set() == 0 => Memory::default(),
             found => {
@@ -278,7 +280,49 @@ impl Store {
         if memory.trial.is_none() {
             self.clear_way_back();
         }
+        if is_newer {
+            self.close();
+        }
         Recovered { memory, problems, went_back, running, astray }
+    }
+
+    /// What is said where a newer Chiton wrote what lies here: an update of the device that was taken back.
+    fn newer(&self) -> Option<String> {
+        let running = self.running().map(description_of);
+        let records = [MEMORY, UID, SETTINGS, connections::MEMORY].map(PathBuf::from);
+        records.into_iter().chain(running).find_map(|path| {
+            let bytes = self.disk.read(&path, MAX_SETTINGS).ok()?;
+            let error = record::open(&bytes).err().filter(|error| error.starts_with(NEWER))?;
+            let path = self.shown(&path);
+            Some(format!("{path}: {error}; what was committed runs, and nothing here is changed"))
+        })
+    }
+
+    fn close(&self) {
+        self.disk.close();
+        self.packages.close();
+    }
+
+    /// The record is a newer Chiton's. That one would undo an interrupted trial; so do we, by the way back that is there,
+    /// and touch nothing else.
+    fn leave_alone(&self, problems: Vec<String>) -> Recovered {
+        let went_back = self.pointed(BACK).is_some()
+            && self.replace(Path::new(BACK), Path::new(CONFIG)).is_ok();
+        self.go_back_of_sets();
+        self.close();
+        let committed = self.running().map(|number| {
+            let unknown = Generation { number, digest: [0; 32], remote: true };
+            self.generation(number).unwrap_or(unknown)
+        });
+        let running = committed.and_then(|generation| self.look_at(generation.number).ok());
+        let running = running.unwrap_or_else(|| Running {
+            members: self.running_members(),
+            has_config: committed.is_some(),
+            local: self.local_names(),
+        });
+        let mut memory = Memory { committed, ..Memory::default() };
+        memory.packages.floors.lost = true;
+        Recovered { memory, problems, went_back, running, astray: false }
     }
 
     /// Whether nothing is left of a generation.
@@ -508,11 +552,22 @@ impl Store {
     /// `{config_file}`: the main file of the running generation, or the local file where nothing could be placed.
     #[must_use]
     pub fn config_file(&self) -> Option<PathBuf> {
-        match self.running().and_then(|number| self.describe(number).ok()) {
-            Some(description) if description.main.is_empty() => None,
-            Some(description) => Some(self.config_dir().join(description.main)),
-            None => self.local.clone(),
+        let Some(number) = self.running() else { return self.local.clone() };
+        match self.describe(number) {
+            Ok(description) if description.main.is_empty() => None,
+            Ok(description) => Some(self.config_dir().join(description.main)),
+            Err(_) => self.likely_main(number).or_else(|| self.local.clone()),
         }
+    }
+
+    /// The main file of a generation whose description cannot be read, by what lies there.
+    fn likely_main(&self, number: u64) -> Option<PathBuf> {
+        let names = self.disk.names(&directory(number)).ok()?;
+        let local = self.local.as_ref().and_then(|path| path.file_name()?.to_str());
+        let wanted = [Some(self.rules.main_file.as_str()), local];
+        let named = wanted.into_iter().flatten().find(|name| names.iter().any(|it| it == name));
+        let only = names.first().filter(|_| names.len() == 1);
+        Some(self.config_dir().join(named.or(only.map(String::as_str))?))
     }
 
     /// Where a generation lies that may not run yet.

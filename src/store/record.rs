@@ -18,8 +18,11 @@ use crate::clock::Wall;
 use crate::sha256::Sha256;
 pub(super) use connections::OverlayRecord;
 
-/// First bytes of every record; the number rises when an older Chiton could misread a newer record.
+/// First bytes of every record; the number rises when an older Chiton could misread a newer record. From 2 on the digest
+/// is to be over these bytes too: a flipped bit in the number is damage, and no newer Chiton.
 const MAGIC: &[u8; 8] = b"chiton1\n";
+/// How the error about a record of a newer Chiton begins.
+pub(super) const NEWER: &str = "a newer Chiton wrote it";
 /// Largest record: sixteen failures with their reasons, and sixty-four packages with theirs, are below it.
 pub(super) const MAX_RECORD: u64 = 512 * 1024;
 
@@ -35,10 +38,22 @@ pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
 /// # Errors
 /// What is wrong with it.
 pub(super) fn open(bytes: &[u8]) -> Result<&[u8], String> {
-    let rest = bytes.strip_prefix(MAGIC.as_slice()).ok_or("it is not one of Chiton's records")?;
+    let Some(rest) = bytes.strip_prefix(MAGIC.as_slice()) else {
+        return Err(newer(bytes).unwrap_or_else(|| "it is not one of Chiton's records".to_owned()));
+    };
     let (digest, payload) = rest.split_at_checked(32).ok_or("it is cut short")?;
     let expected = Sha256::digest(payload);
     if digest == expected { Ok(payload) } else { Err("its checksum is wrong".to_owned()) }
+}
+
+/// What is said of a whole record whose format has a higher number.
+fn newer(bytes: &[u8]) -> Option<String> {
+    let (magic, rest) = bytes.split_at_checked(MAGIC.len())?;
+    let format = magic.strip_prefix(b"chiton")?.strip_suffix(b"\n")?;
+    let (digest, payload) = rest.split_at_checked(32)?;
+    let whole = Sha256::digest([magic, payload].concat()) == digest;
+    let format = core::str::from_utf8(format).ok()?.parse::<u8>().ok()?;
+    (whole && format > 1).then(|| format!("{NEWER} (format {format}, this one knows 1)"))
 }
 
 /// A record that can be written and read.
@@ -588,6 +603,24 @@ mod tests {
             let mut damaged = sealed.clone();
             *damaged.get_mut(at).unwrap() ^= 1;
             assert!(open(&damaged).is_err(), "bit flipped in byte {at}");
+            assert!(!open(&damaged).unwrap_err().starts_with(NEWER), "bit flipped in byte {at}");
         }
+    }
+
+    #[test]
+    fn a_record_of_a_later_format_is_told_from_a_broken_one() {
+        let later = |magic: &[u8]| {
+            let digest = Sha256::digest([magic, b"payload"].concat());
+            open(&[magic, &digest, b"payload"].concat()).unwrap_err()
+        };
+        let error = later(b"chiton2\n");
+        assert!(error.starts_with(NEWER) && error.contains("format 2"), "{error}");
+        for magic in [b"chiton0\n", b"chitons\n", b"chitin2\n", b"chiton2 "] {
+            assert!(!later(magic).starts_with(NEWER));
+        }
+        // As today's are made: only the number is higher, as a flipped bit makes it.
+        let mut flipped = seal(b"payload");
+        *flipped.get_mut(6).unwrap() = b'3';
+        assert!(!open(&flipped).unwrap_err().starts_with(NEWER));
     }
 }

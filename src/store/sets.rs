@@ -423,6 +423,20 @@ impl Store {
         disk.sync(Path::new("")).map_err(at)
     }
 
+    /// The members of the running set by their names alone, whatever its record says.
+    pub(super) fn running_members(&self) -> Vec<Member> {
+        let names = self.packages.names(&set(self.running_set())).unwrap_or_default();
+        names.into_iter().map(|name| Member { name, ..Member::default() }).collect()
+    }
+
+    /// An interrupted trial is undone, whatever a record says.
+    pub(super) fn go_back_of_sets(&self) {
+        if self.pointed_set(BACK) != 0 {
+            let _ = self.packages.rename(Path::new(BACK), Path::new(CURRENT));
+            let _ = self.packages.sync(Path::new(""));
+        }
+    }
+
     /// After a trial.
     pub(super) fn clear_way_back_of_sets(&self) {
         if self.pointed_set(BACK) != 0 {

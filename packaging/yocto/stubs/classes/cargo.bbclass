@@ -1,0 +1,5 @@
+CARGO = "cargo"
+B = "${WORKDIR}/build"
+RUST_HOST_SYS = "${TARGET_ARCH}-oe-linux-gnu"
+CARGO_BUILD_FLAGS = "-v --frozen --target ${RUST_HOST_SYS} --release --manifest-path=${S}/Cargo.toml"
+CARGO_TARGET_SUBDIR = "${RUST_HOST_SYS}/release"

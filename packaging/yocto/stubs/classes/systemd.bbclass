@@ -1,0 +1,1 @@
+# See conf/bitbake.conf.
