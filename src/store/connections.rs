@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use ring::digest::{Context, SHA256};
 
 use super::disk::Access;
-use super::record::{self, NEWER, OverlayRecord, Record};
+use super::record::{self, OverlayRecord, Record, Unread};
 use super::{RECORD, Store};
 use crate::agent::connection::memory::{Generation, Memory};
 use crate::agent::connection::overlay::{
@@ -107,7 +107,7 @@ impl Store {
                 let numbers = self.connection_numbers().unwrap_or_default();
                 if let Err(error) = record {
                     found.problems.push(format!("{error}; {INSTEAD}"));
-                    if error.contains(NEWER) || self.is_unreadable(Path::new(MEMORY)) {
+                    if error.is_newer() || self.is_unreadable(Path::new(MEMORY)) {
                         found.unreadable = true;
                         return found;
                     }
@@ -128,7 +128,7 @@ impl Store {
                     let directory = numbered(generation.number);
                     let names = FILES.into_iter().chain([OVERLAY]);
                     let unreadable = |name| self.is_unreadable(&directory.join(name));
-                    if error.contains(NEWER) || names.into_iter().any(unreadable) {
+                    if error.is_newer() || names.into_iter().any(unreadable) {
                         found.unreadable = true;
                         found.memory = Memory::default();
                         return found;
@@ -238,7 +238,7 @@ impl Store {
     /// # Errors
     /// When it is there and cannot be read.
     pub fn pending(&self) -> Result<Option<Pending>, String> {
-        self.load(Path::new(PENDING))
+        Ok(self.load(Path::new(PENDING))?)
     }
 
     /// Keeps a request in place of the one before. It may be sent once this is done.
@@ -336,7 +336,7 @@ impl Store {
     }
 
     /// Reads a generation, whole: it is what the record says, to the last byte of its files.
-    fn overlay(&self, generation: Generation) -> Result<Overlay, String> {
+    fn overlay(&self, generation: Generation) -> Result<Overlay, Unread> {
         let path = numbered(generation.number).join(OVERLAY);
         let record: OverlayRecord =
             self.load(&path)?.ok_or_else(|| format!("{}: it is missing", self.shown(&path)))?;
@@ -351,9 +351,9 @@ impl Store {
             || digest(&record.contents(), &files) != generation.digest
         {
             let dir = self.connection_dir(generation);
-            return Err(format!("{}: it is not what the record says", dir.display()));
+            return Err(format!("{}: it is not what the record says", dir.display()).into());
         }
-        record.into_overlay().map_err(|error| format!("{}: {error}", self.shown(&path)))
+        record.into_overlay().map_err(|error| Unread::from(error).of(&self.shown(&path)))
     }
 
     fn write_connection(

@@ -46,7 +46,7 @@ use crate::agent::redact;
 use crate::agent::rollout::{Candidate, Digest, Generation, Memory, Source, Staged};
 use crate::settings::{RemoteConfig, Settings};
 use disk::{Access, Disk, Real};
-use record::{Description, FileDescription, LastGood, MAX_RECORD, NEWER, Record};
+use record::{Description, FileDescription, LastGood, MAX_RECORD, Record, Unread};
 pub use sets::{Tree, TreeFile, VerifiedPackage};
 
 /// `state_dir`: others may pass through to what the workload reads, and see nothing.
@@ -204,7 +204,7 @@ impl Store {
     /// # Errors
     /// When it is there and cannot be read.
     pub fn uid(&self) -> Result<Option<Kept>, String> {
-        self.load(Path::new(UID))
+        Ok(self.load(Path::new(UID))?)
     }
 
     /// Keeps a uid.
@@ -236,12 +236,12 @@ impl Store {
         let mut problems: Vec<String> = self.newer().into_iter().collect();
         let is_newer = !problems.is_empty();
         let memory = match self.load::<Memory>(Path::new(MEMORY)) {
-            Err(error) if error.contains(NEWER) => return self.leave_alone(problems),
+            Err(error) if error.is_newer() => return self.leave_alone(problems),
             Ok(Some(memory)) if !self.is_missing(memory.committed) => memory,
             Ok(None) if self.running().is_none() && self.running_set() == 0 => Memory::default(),
             found => {
                 let wrong = match found {
-                    Err(error) => error,
+                    Err(error) => error.into(),
                     Ok(found) => {
                         let what = match found {
                             Some(_) => "its generation is not there: it is an older one",
@@ -292,7 +292,7 @@ impl Store {
         let records = [MEMORY, UID, SETTINGS, connections::MEMORY].map(PathBuf::from);
         records.into_iter().chain(running).find_map(|path| {
             let bytes = self.disk.read(&path, MAX_SETTINGS).ok()?;
-            let error = record::open(&bytes).err().filter(|error| error.starts_with(NEWER))?;
+            let error = record::open(&bytes).err().filter(Unread::is_newer)?;
             let path = self.shown(&path);
             Some(format!("{path}: {error}; what was committed runs, and nothing here is changed"))
         })
@@ -737,13 +737,12 @@ impl Store {
     }
 
     /// Reads a record; [`None`] when there is none.
-    fn load<R: Record>(&self, path: &Path) -> Result<Option<R>, String> {
+    fn load<R: Record>(&self, path: &Path) -> Result<Option<R>, Unread> {
         self.load_up_to(path, MAX_RECORD)
     }
 
-    fn load_up_to<R: Record>(&self, path: &Path, most: u64) -> Result<Option<R>, String> {
-        load(self.disk.as_ref(), path, most)
-            .map_err(|error| format!("{}: {error}", self.shown(path)))
+    fn load_up_to<R: Record>(&self, path: &Path, most: u64) -> Result<Option<R>, Unread> {
+        load(self.disk.as_ref(), path, most).map_err(|error| error.of(&self.shown(path)))
     }
 
     /// Replaces a record as a whole, and flushes its name.
@@ -821,13 +820,13 @@ pub fn last_good(state_dir: &Path, file: &Path) -> Result<Option<String>, String
 }
 
 /// Reads a record; [`None`] when there is none.
-fn load<R: Record>(disk: &dyn Disk, path: &Path, most: u64) -> Result<Option<R>, String> {
+fn load<R: Record>(disk: &dyn Disk, path: &Path, most: u64) -> Result<Option<R>, Unread> {
     let bytes = match disk.read(path, most) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(Unread::Broken(error.to_string())),
     };
-    record::open(&bytes).and_then(R::from_payload).map(Some)
+    Ok(Some(R::from_payload(record::open(&bytes)?)?))
 }
 
 fn directory(number: u64) -> PathBuf {

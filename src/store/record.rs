@@ -2,6 +2,7 @@
 
 mod connections;
 
+use core::fmt;
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -21,8 +22,6 @@ pub(super) use connections::OverlayRecord;
 /// First bytes of every record; the number rises when an older Chiton could misread a newer record. From 2 on the digest
 /// is to be over these bytes too: a flipped bit in the number is damage, and no newer Chiton.
 const MAGIC: &[u8; 8] = b"chiton1\n";
-/// How the error about a record of a newer Chiton begins.
-pub(super) const NEWER: &str = "a newer Chiton wrote it";
 /// Largest record: sixteen failures with their reasons, and sixty-four packages with theirs, are below it.
 pub(super) const MAX_RECORD: u64 = 512 * 1024;
 
@@ -33,27 +32,72 @@ pub(super) fn seal(payload: &[u8]) -> Vec<u8> {
     [MAGIC.as_slice(), &digest, payload].concat()
 }
 
+/// Why a record is not known.
+#[derive(Debug)]
+pub(super) enum Unread {
+    /// It is whole, and a newer Chiton's.
+    Newer(String),
+    /// It is damaged, or the disk gave no answer.
+    Broken(String),
+}
+
+impl Unread {
+    pub(super) const fn is_newer(&self) -> bool {
+        matches!(self, Self::Newer(_))
+    }
+
+    /// With what is to be said before it.
+    pub(super) fn of(self, what: &str) -> Self {
+        let with = |text: &str| format!("{what}: {text}");
+        match self {
+            Self::Newer(text) => Self::Newer(with(&text)),
+            Self::Broken(text) => Self::Broken(with(&text)),
+        }
+    }
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Newer(text) | Self::Broken(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl From<String> for Unread {
+    fn from(text: String) -> Self {
+        Self::Broken(text)
+    }
+}
+
+impl From<Unread> for String {
+    fn from((Unread::Newer(text) | Unread::Broken(text)): Unread) -> Self {
+        text
+    }
+}
+
 /// Takes them off.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn open(bytes: &[u8]) -> Result<&[u8], String> {
+pub(super) fn open(bytes: &[u8]) -> Result<&[u8], Unread> {
+    let broken = |text: &str| Unread::Broken(text.to_owned());
     let Some(rest) = bytes.strip_prefix(MAGIC.as_slice()) else {
-        return Err(newer(bytes).unwrap_or_else(|| "it is not one of Chiton's records".to_owned()));
+        return Err(newer(bytes).unwrap_or_else(|| broken("it is not one of Chiton's records")));
     };
-    let (digest, payload) = rest.split_at_checked(32).ok_or("it is cut short")?;
+    let (digest, payload) = rest.split_at_checked(32).ok_or_else(|| broken("it is cut short"))?;
     let expected = Sha256::digest(payload);
-    if digest == expected { Ok(payload) } else { Err("its checksum is wrong".to_owned()) }
+    if digest == expected { Ok(payload) } else { Err(broken("its checksum is wrong")) }
 }
 
 /// What is said of a whole record whose format has a higher number.
-fn newer(bytes: &[u8]) -> Option<String> {
+fn newer(bytes: &[u8]) -> Option<Unread> {
     let (magic, rest) = bytes.split_at_checked(MAGIC.len())?;
     let format = magic.strip_prefix(b"chiton")?.strip_suffix(b"\n")?;
     let (digest, payload) = rest.split_at_checked(32)?;
     let whole = Sha256::digest([magic, payload].concat()) == digest;
     let format = core::str::from_utf8(format).ok()?.parse::<u8>().ok()?;
-    (whole && format > 1).then(|| format!("{NEWER} (format {format}, this one knows 1)"))
+    let text = format!("a newer Chiton wrote it (format {format}, this one knows 1)");
+    (whole && format > 1).then_some(Unread::Newer(text))
 }
 
 /// A record that can be written and read.
@@ -603,7 +647,7 @@ mod tests {
             let mut damaged = sealed.clone();
             *damaged.get_mut(at).unwrap() ^= 1;
             assert!(open(&damaged).is_err(), "bit flipped in byte {at}");
-            assert!(!open(&damaged).unwrap_err().starts_with(NEWER), "bit flipped in byte {at}");
+            assert!(!open(&damaged).unwrap_err().is_newer(), "bit flipped in byte {at}");
         }
     }
 
@@ -614,13 +658,13 @@ mod tests {
             open(&[magic, &digest, b"payload"].concat()).unwrap_err()
         };
         let error = later(b"chiton2\n");
-        assert!(error.starts_with(NEWER) && error.contains("format 2"), "{error}");
+        assert!(error.is_newer() && error.to_string().contains("format 2"), "{error}");
         for magic in [b"chiton0\n", b"chitons\n", b"chitin2\n", b"chiton2 "] {
-            assert!(!later(magic).starts_with(NEWER));
+            assert!(!later(magic).is_newer());
         }
         // As today's are made: only the number is higher, as a flipped bit makes it.
         let mut flipped = seal(b"payload");
         *flipped.get_mut(6).unwrap() = b'3';
-        assert!(!open(&flipped).unwrap_err().starts_with(NEWER));
+        assert!(!open(&flipped).unwrap_err().is_newer());
     }
 }
