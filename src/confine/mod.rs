@@ -84,6 +84,8 @@ struct Plan {
     keep: CapabilitySet,
     /// It starts something else than systemctl.
     starts: bool,
+    /// And some of that as the user that Chiton is.
+    lends: bool,
     /// Whether what binds children too may be put in force, or why not.
     sandbox: Result<(), &'static str>,
 }
@@ -105,6 +107,8 @@ impl Plan {
         let own = workload.is_some_and(|workload| matches!(workload.owner, Owner::Chiton { .. }));
         let acts = acting(settings).any(|words| !is_systemctl(words));
         let starts = own || acts || probes(settings).next().is_some();
+        let other = workload.is_some_and(|workload| workload.user.is_some());
+        let lends = starts && !(other && settings.packages.after_install.is_empty());
         let sandbox = match settings.sandbox {
             Sandbox::Off => Err("opamp.sandbox is off"),
             _ if own => Err("Chiton starts the workload, which would be bound too"),
@@ -114,7 +118,7 @@ impl Plan {
             ),
             Sandbox::Auto | Sandbox::On => Ok(()),
         };
-        Self { keep, starts, sandbox }
+        Self { keep, starts, lends, sandbox }
     }
 }
 
@@ -176,10 +180,8 @@ pub fn confine(settings: &Settings) -> Vec<String> {
         landlock::restrict(&writable)
     });
     let seccomp = allowed.map_err(str::to_owned).and_then(|()| seccomp::install());
-    // Under an inherited no_new_privs even root's children have no more than we: it is theirs.
-    let lend = inherited && plan.starts;
     if let Some(sets) = sets.filter(|_| geteuid().is_root())
-        && let Err(error) = reduce(sets, plan.keep, lend)
+        && let Err(error) = reduce(sets, plan.keep, plan.lends)
     {
         problems.push(format!("capabilities could not be given up: {error}"));
     }
@@ -188,6 +190,10 @@ pub fn confine(settings: &Settings) -> Vec<String> {
 }
 
 /// As another user than root there is nothing to give up: what it has, somebody meant it to have.
+///
+/// What root's children are permitted they get from the bounding set when they execute their program. Had they less
+/// before, the kernel would take that for a gain and forget the signal that ends them with us (`commit_creds`); and
+/// where we were started with `no_new_privs`, they would not get it at all.
 fn reduce(sets: CapabilitySets, keep: CapabilitySet, lend: bool) -> rustix::io::Result<()> {
     let permitted = if lend { sets.permitted } else { sets.permitted & keep };
     let effective = sets.effective & keep;
@@ -266,7 +272,7 @@ mod tests {
         assert_eq!(kept("workload: { command: [/a], user: a }"), TO_CHANGE_USER);
         assert_eq!(
             kept(
-                "workload: { command: [/a], oom_score_adj: -5, ambient_capabilities: [cap_net_raw, SYS_TIME] }"
+                "workload: { command: [/a], oom_score_adj: -5, ambient_capabilities: [cap_net_raw, cap_sys_time] }"
             ),
             CapabilitySet::SYS_RESOURCE | CapabilitySet::NET_RAW | CapabilitySet::SYS_TIME
         );

@@ -1,7 +1,9 @@
 //! What is in force, as the kernel tells it.
 
 use rustix::process::{DumpableBehavior, Resource, dumpable_behavior, geteuid, getrlimit};
-use rustix::thread::{SecureComputingMode, capabilities, no_new_privs, secure_computing_mode};
+use rustix::thread::{
+    CapabilitySet, SecureComputingMode, capabilities, no_new_privs, secure_computing_mode,
+};
 
 use super::IN_FORCE;
 use crate::json::Json;
@@ -14,15 +16,21 @@ pub fn report() -> Json {
     let landlock = in_force.map(|it| &it.landlock);
     let seccomp = in_force.map(|it| &it.seccomp);
     let limit = |resource| Json::or_null(getrlimit(resource).current.map(Json::Number));
-    let kept = capabilities(None).map(|sets| {
-        let names = sets.permitted.iter_names();
-        Json::List(names.map(|(name, _)| Json::text(name.to_ascii_lowercase())).collect())
-    });
+    let sets = capabilities(None).ok();
+    let names = |set: CapabilitySet| {
+        let names: Vec<_> = set.iter_names().map(|(name, _)| name.to_ascii_lowercase()).collect();
+        Json::Text(names.join(" "))
+    };
     let why = |error: Option<&String>| Json::or_null(error.map(Json::text));
     let abi = landlock.and_then(|it| it.as_ref().ok());
     Json::object([
         ("user", Json::Number(geteuid().as_raw().into())),
-        ("capabilities", Json::or_null(kept.ok())),
+        ("capabilities", Json::or_null(sets.map(|sets| names(sets.effective)))),
+        // Not in force: there for children to be born with.
+        (
+            "capabilities_lent",
+            Json::or_null(sets.map(|sets| names(sets.permitted - sets.effective))),
+        ),
         ("no_new_privs", Json::or_null(no_new_privs().ok().map(Json::Bool))),
         ("umask", Json::or_null(umask().map(Json::Text))),
         ("core_limit_bytes", limit(Resource::Core)),
