@@ -7,6 +7,7 @@ pub mod agent;
 pub mod base64;
 pub mod cli;
 pub mod clock;
+pub mod confine;
 pub mod credentials;
 pub mod gzip;
 pub mod host;

@@ -26,6 +26,8 @@ pub struct Surroundings {
     pub problems: Vec<String>,
     /// What is worth a word.
     pub notes: Vec<String>,
+    /// What the process may do: `confine::report`.
+    pub confinement: Json,
     /// Seconds since the agent started.
     pub uptime: u64,
 }
@@ -49,6 +51,7 @@ pub fn document(snapshot: &Snapshot, around: &Surroundings, now: Now) -> Json {
             "memory",
             Json::object([("resident_bytes", Json::or_null(around.resident.map(Json::Number)))]),
         ),
+        ("confinement", around.confinement.clone()),
         ("notes", Json::List(around.notes.iter().map(Json::text).collect())),
         ("problems", Json::List(around.problems.iter().map(Json::text).collect())),
     ])

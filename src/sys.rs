@@ -1,19 +1,33 @@
 //! The few things that the language cannot check: the only module with `unsafe`, each block with its reason.
 #![expect(unsafe_code, reason = "the one place for it: each block says why it is sound")]
 
-use core::ffi::{CStr, c_int};
+use core::ffi::{CStr, c_int, c_long};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, madvise};
-use rustix::process::{DumpableBehavior, Gid, Pid, Signal, Uid};
+use rustix::process::{DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, setrlimit};
 use rustix::thread::CapabilitySet;
 
-/// Files are created with the permissions that their creator asks for, less these.
-const UMASK: Mode = Mode::WGRP.union(Mode::WOTH);
+/// `landlock_create_ruleset(2)` and the two after it: the same numbers on every architecture that we build for.
+const LANDLOCK_CREATE_RULESET: c_long = 444;
+const LANDLOCK_ADD_RULE: c_long = 445;
+const LANDLOCK_RESTRICT_SELF: c_long = 446;
+/// Instead of a ruleset the version is made.
+const LANDLOCK_CREATE_RULESET_VERSION: c_long = 1;
+const LANDLOCK_RULE_PATH_BENEATH: c_long = 1;
+#[cfg(all(
+    feature = "seccomp",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+))]
+const SECCOMP_SET_MODE_FILTER: c_long = 1;
+/// Capabilities are numbers below this, in the kernel's own words.
+const MAX_CAPABILITIES: u32 = u64::BITS;
 /// Classic signals are 1 to 31; the real-time ones after them are never ignored by convention.
 const LAST_CLASSIC_SIGNAL: c_int = 31;
 /// `SIG_DFL`.
@@ -26,6 +40,78 @@ unsafe extern "C" {
     fn signal(number: c_int, action: usize) -> usize;
     /// `getpgid(2)`.
     fn getpgid(pid: c_int) -> c_int;
+    /// `syscall(2)`.
+    fn syscall(number: c_long, ...) -> c_long;
+}
+
+/// What we were started with and have changed: a child has it back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inherited {
+    pub(crate) umask: Mode,
+    pub(crate) core: Rlimit,
+    pub(crate) files: Rlimit,
+}
+
+static INHERITED: OnceLock<Inherited> = OnceLock::new();
+
+/// For every child from now on.
+pub(crate) fn give_back_to_children(inherited: Inherited) {
+    let _ = INHERITED.set(inherited);
+}
+
+/// A capability by its name, with or without `cap_`.
+pub(crate) fn capability(name: &str) -> Option<CapabilitySet> {
+    let upper = name.to_ascii_uppercase();
+    CapabilitySet::from_name(upper.strip_prefix("CAP_").unwrap_or(&upper))
+}
+
+/// The result of a system call.
+fn result(returned: c_long) -> Result<c_int, Errno> {
+    let failed = || Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL);
+    c_int::try_from(returned).ok().filter(|value| *value >= 0).ok_or_else(failed)
+}
+
+/// Which landlock the kernel has.
+pub(crate) fn landlock_abi() -> Result<c_int, Errno> {
+    let (none, size) = (core::ptr::null::<u64>(), 0_usize);
+    // SAFETY: asked for its version, it takes no attributes: a null pointer and no size.
+    result(unsafe { syscall(LANDLOCK_CREATE_RULESET, none, size, LANDLOCK_CREATE_RULESET_VERSION) })
+}
+
+/// A ruleset that handles these rights to files.
+pub(crate) fn landlock_ruleset(rights: u64) -> Result<OwnedFd, Errno> {
+    let (attributes, size) = (&raw const rights, size_of::<u64>());
+    // SAFETY: of its attributes the kernel reads as many bytes as it is told: the first field, which this is.
+    let made = result(unsafe { syscall(LANDLOCK_CREATE_RULESET, attributes, size, 0 as c_long) })?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(made) })
+}
+
+/// These rights for what lies beneath `at`, or for that file.
+pub(crate) fn landlock_allow(
+    ruleset: BorrowedFd<'_>,
+    at: BorrowedFd<'_>,
+    rights: u64,
+) -> Result<(), Errno> {
+    #[repr(C, packed)]
+    struct PathBeneath {
+        allowed_access: u64,
+        parent_fd: c_int,
+    }
+    let beneath = PathBeneath { allowed_access: rights, parent_fd: at.as_raw_fd() };
+    let (ruleset, attributes) = (c_long::from(ruleset.as_raw_fd()), &raw const beneath);
+    // SAFETY: the kernel reads a `landlock_path_beneath_attr`, which that is, and keeps no pointer to it.
+    result(unsafe {
+        syscall(LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, attributes, 0 as c_long)
+    })
+    .map(drop)
+}
+
+/// Puts a ruleset in force, for this thread and all that come out of it.
+pub(crate) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> Result<(), Errno> {
+    let ruleset = c_long::from(ruleset.as_raw_fd());
+    // SAFETY: numbers go in, a number comes out.
+    result(unsafe { syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0 as c_long) }).map(drop)
 }
 
 /// The group of a process; 0 for a kernel thread, which rustix's `getpgid` takes for impossible. [`None`]: it is gone.
@@ -73,6 +159,24 @@ pub fn give_back_code() {
     };
 }
 
+/// Puts a filter of system calls in force, for this thread and all that come out of it.
+#[cfg(all(
+    feature = "seccomp",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+))]
+pub(crate) fn filter_system_calls(program: &[seccompiler::sock_filter]) -> Result<(), Errno> {
+    #[repr(C)]
+    struct Program {
+        len: core::ffi::c_ushort,
+        filter: *const seccompiler::sock_filter,
+    }
+    let len = program.len().try_into().map_err(|_| Errno::TOOBIG)?;
+    let program = Program { len, filter: program.as_ptr() };
+    let (flags, program) = (0 as c_long, &raw const program);
+    // SAFETY: the kernel copies a `sock_fprog`, which that is, and the `len` instructions that it points to.
+    result(unsafe { syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, program) }).map(drop)
+}
+
 /// What a child does to itself between fork and exec, after std has set its descriptors, directory and group.
 #[derive(Debug, Default)]
 pub(crate) struct Setup {
@@ -82,6 +186,8 @@ pub(crate) struct Setup {
     pub(crate) oom_score_adj: Option<String>,
     /// Capabilities that survive the change of user and the exec.
     pub(crate) ambient: Option<CapabilitySet>,
+    /// All that it can ever gain, by whatever it executes.
+    pub(crate) bound: Option<CapabilitySet>,
 }
 
 /// Numbers of a user.
@@ -146,9 +252,17 @@ fn prepare(setup: &Setup, parent: Pid) -> Result<(), (Step, Errno)> {
     for number in 1..=LAST_CLASSIC_SIGNAL {
         reset(number);
     }
-    rustix::process::umask(UMASK);
+    if let Some(inherited) = INHERITED.get() {
+        rustix::process::umask(inherited.umask);
+        // Only soft limits were changed: to restore them is anybody's right.
+        let _ = setrlimit(Resource::Core, inherited.core);
+        let _ = setrlimit(Resource::Nofile, inherited.files);
+    }
     if let Some(score) = &setup.oom_score_adj {
         write_score(score).map_err(|error| (Step::OomScore, error))?;
+    }
+    if let Some(bound) = setup.bound {
+        cut_bounds(bound).map_err(|error| (Step::Capabilities, error))?;
     }
     if setup.ambient.is_some() {
         let keep = rustix::thread::set_keep_capabilities(true);
@@ -157,7 +271,10 @@ fn prepare(setup: &Setup, parent: Pid) -> Result<(), (Step, Errno)> {
     if let Some(user) = &setup.user {
         become_user(user).map_err(|error| (Step::User, error))?;
     }
-    if let Some(kept) = setup.ambient {
+    // A user has what was given to it, and nothing that we might have inherited.
+    let other = setup.user.as_ref().is_some_and(|user| !user.uid.is_root());
+    if setup.ambient.is_some() || other {
+        let kept = setup.ambient.unwrap_or(CapabilitySet::empty());
         keep_capabilities(kept).map_err(|error| (Step::Capabilities, error))?;
     }
     // After the change of user, which clears it.
@@ -185,6 +302,23 @@ fn become_user(user: &User) -> Result<(), Errno> {
     rustix::thread::set_thread_groups(&user.groups)?;
     rustix::thread::set_thread_res_gid(user.gid, user.gid, user.gid)?;
     rustix::thread::set_thread_res_uid(user.uid, user.uid, user.uid)
+}
+
+/// As far as we may: in a container we may not be allowed to, and the workload shall run all the same.
+fn cut_bounds(bound: CapabilitySet) -> Result<(), Errno> {
+    for number in 0..MAX_CAPABILITIES {
+        let one = CapabilitySet::from_bits_retain(1_u64.wrapping_shl(number));
+        if bound.contains(one) {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(one) {
+            Ok(()) => {}
+            // The kernel knows no more of them; or we lack CAP_SETPCAP.
+            Err(Errno::INVAL | Errno::PERM) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn keep_capabilities(kept: CapabilitySet) -> Result<(), Errno> {

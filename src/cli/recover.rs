@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use super::{FAILED, complain, good, print};
+use crate::confine;
 use crate::store::Store;
 
 pub(super) fn run(config: &Path) -> u8 {
+    confine::begin();
     // As `run` does: a file that has turned bad must not keep a healthy workload down.
     let loaded = match good::settings(config) {
         Ok(good) => {

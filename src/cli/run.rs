@@ -3,20 +3,19 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior};
+use rustix::process::Signal;
 
 use super::good::{self, Good, absolute};
 use super::{BAD_SETTINGS, FAILED, OK, complain};
 use crate::log::Log;
 use crate::runtime::{self, Start};
 use crate::settings::Level;
-use crate::{clock, sys};
+use crate::{clock, confine, sys};
 
 pub(super) fn run(config: &Path) -> u8 {
     // An inherited "ignore" would lose the exit status of every child.
     sys::default_action(Signal::CHILD);
-    // Keys and header values are in our memory: no core file has them, and no process of the same user reads them.
-    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    confine::begin();
     let Good { loaded, bad } = match good::settings(config) {
         Ok(good) => good,
         Err(problems) => {

@@ -38,13 +38,16 @@ use crate::agent::supervision::Process;
 use crate::agent::uid::Uid;
 use crate::agent::{Action, Agent, Config, Event};
 use crate::clock::{self, Mono, Now};
+use crate::confine;
 use crate::host;
 use crate::json::Json;
 use crate::log::Log;
 use crate::log::limit::Limiter;
 use crate::notify::Notify;
 use crate::reactor::{self, Io, Timer};
-use crate::settings::{Apply, CheckKind, Level, Loaded, Owner, Packages, Problem, Settings};
+use crate::settings::{
+    Apply, CheckKind, Level, Loaded, Owner, Packages, Problem, Sandbox, Settings,
+};
 use crate::status::{self, Surroundings};
 use crate::store::Store;
 use crate::transport::tls::Factory;
@@ -140,6 +143,10 @@ pub fn run(start: Start) -> Result<(), Fatal> {
         let watching = executor.spawn(watch_signals(signals, Rc::clone(&inbox)));
         let collecting = executor.spawn(reap::collect_orphans());
         runtime.clear().await;
+        // What takes privileges is done; no thread, no child, no byte from the network yet.
+        for problem in confine::confine(&runtime.settings) {
+            runtime.problem(problem);
+        }
         runtime.begin(bad);
         runtime.serve(received).await;
         let left = family::end_all().await.left;
@@ -624,9 +631,10 @@ impl<'a> Runtime<'a> {
     fn start_workload(&mut self) {
         let Some(workload) = &self.settings.workload else { return };
         let Owner::Chiton { command } = &workload.owner else { return };
+        let bound = self.settings.sandbox != Sandbox::Off;
         let child = self
             .running_spec(command)
-            .map(|spec| Spec { kind: Kind::Workload, ..spec })
+            .map(|spec| Spec { kind: Kind::Workload, bound, ..spec })
             .and_then(|spec| Child::spawn(&spec).map_err(|error| error.to_string()));
         match child {
             Ok(child) => {
@@ -729,6 +737,7 @@ impl<'a> Runtime<'a> {
             env: env.map(|(name, value)| (name.into(), value.into())).collect(),
             withhold: self.withhold.clone(),
             cwd: None,
+            bound: false,
             user: self.identity.clone()?,
             oom_score_adj: workload.and_then(|workload| workload.oom_score_adj),
             ambient_capabilities: workload
@@ -826,6 +835,7 @@ impl<'a> Runtime<'a> {
                 .cloned()
                 .collect(),
             notes: self.notes.clone(),
+            confinement: confine::report(),
             uptime: now.mono.since(self.started).as_secs(),
         };
         status::document(&self.agent.snapshot(), &around, now)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::{Input, Runtime, disk, keys, now};
 use crate::agent::session::Tone;
 use crate::agent::{Config, Event, Reread};
+use crate::confine;
 use crate::host;
 use crate::reactor::within;
 use crate::settings::{self, Changes, Key, Level, Loaded, Problem, Process, Settings};
@@ -139,6 +140,9 @@ impl Runtime<'_> {
     /// Puts settings in force.
     fn govern(&mut self, settings: Settings, changes: &Changes) {
         self.settings = Rc::new(settings);
+        if let Some(text) = confine::outgrown(&self.settings) {
+            self.say(Tone::Warning, &text);
+        }
         self.store = Arc::new(self.store.govern(&self.settings));
         self.links.store.replace(Arc::clone(&self.store));
         self.job(disk::Job::Govern(Arc::clone(&self.store)));

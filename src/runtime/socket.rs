@@ -12,6 +12,7 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Inbox, Input};
 use crate::reactor::{Io, Timer, within};
+use crate::store::make_directories;
 
 /// A client that wants more than the status has so long to say so.
 const ASK_TIMEOUT: Duration = Duration::from_millis(100);
@@ -28,17 +29,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// When the directory cannot be made or the socket not be bound.
 pub(super) fn bind(path: &Path) -> io::Result<Io<UnixListener>> {
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
+        make_directories(parent, 0o755)?;
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Created without permissions for others: no moment in which they could connect.
-    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = UnixListener::bind(path);
-    rustix::process::umask(umask);
-    let listener = bound?;
+    // By our umask others have no permission: no moment in which they could connect.
+    let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
     Io::new(listener)

@@ -70,6 +70,7 @@ pub fn take(running: &Settings, read: Settings) -> (Settings, Changes) {
         state_dir,
         status_socket,
         credentials,
+        sandbox,
         log,
     } = read;
 
@@ -98,6 +99,9 @@ pub fn take(running: &Settings, read: Settings) -> (Settings, Changes) {
     }
     if status_socket != running.status_socket {
         waiting.push("opamp.status_socket");
+    }
+    if sandbox != running.sandbox {
+        waiting.push("opamp.sandbox");
     }
     differing!(waiting, "opamp.credentials", running.credentials, credentials, export on_change);
 
@@ -261,6 +265,7 @@ mod tests {
             ("workload: { stop_timeout: 1s }", "", "opamp.workload.stop_timeout", Connection::Kept),
             ("state_dir: /x", "", "opamp.packages_dir opamp.state_dir", Connection::Kept),
             ("status_socket: /x/s", "", "opamp.status_socket", Connection::Kept),
+            ("sandbox: off", "", "opamp.sandbox", Connection::Kept),
             ("local_config_path: /x/s", "", "opamp.local_config_path", Connection::Kept),
             ("packages: { max_size: 1MiB }", "opamp.packages.max_size", "", Connection::Kept),
         ] {

@@ -38,6 +38,8 @@ pub struct Settings {
     pub status_socket: PathBuf,
     /// `opamp.credentials`.
     pub credentials: Credentials,
+    /// `opamp.sandbox`.
+    pub sandbox: Sandbox,
     /// `opamp.log`.
     pub log: Log,
 }
@@ -531,6 +533,17 @@ pub struct Credentials {
     pub export: Option<PathBuf>,
     /// Run after they have changed; empty: nothing.
     pub on_change: Vec<String>,
+}
+
+/// `opamp.sandbox`: whether what binds commands of the settings too is put in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// Where no command can be hurt by it.
+    Auto,
+    /// Also where a command might need more.
+    On,
+    /// Never.
+    Off,
 }
 
 /// `opamp.log`.

@@ -1,6 +1,6 @@
 //! What is allowed but worth a word: risks taken, and keys that are not in force yet.
 
-use super::model::{Owner, Settings, SignatureForm};
+use super::model::{Owner, Sandbox, Settings, SignatureForm};
 use super::problem::Key;
 
 /// Keys that are read and checked, but not yet acted upon: shrinks to nothing.
@@ -89,6 +89,11 @@ fn risks(settings: &Settings) -> Vec<(&'static str, &'static str)> {
             "opamp.capabilities.accepts_remote_config",
             "a server can run code through a config with exec inputs; set opamp.remote_config.require_signature, or \
              confine the workload with opamp.workload.user",
+        ),
+        (
+            settings.sandbox == Sandbox::On && workload.is_some() && !external,
+            "opamp.sandbox",
+            "on has no effect: Chiton starts the workload, which would be bound too",
         ),
         (
             !packages.require_signature,

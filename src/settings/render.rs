@@ -10,8 +10,8 @@ use serde_yaml::{Mapping, Value};
 use super::endpoint::Authority;
 use super::model::{
     Apply, Backoff, Check, CheckKind, Degrade, DegradeAction, DegradeWhen, ExternalBy, InstanceId,
-    KeyKind, Layout, Level, LogFormat, LogTo, Owner, Packages, RemoteConfig, Server, Settings,
-    SignatureForm, Tls, TlsVersion, Workload,
+    KeyKind, Layout, Level, LogFormat, LogTo, Owner, Packages, RemoteConfig, Sandbox, Server,
+    Settings, SignatureForm, Tls, TlsVersion, Workload,
 };
 use super::units::{Bytes, Long, to_base64};
 use crate::secret::{MASK, Secret};
@@ -105,6 +105,14 @@ pub fn render(settings: &Settings) -> String {
                 ("export", optional(settings.credentials.export.as_deref().map(path))),
                 ("on_change", texts(&settings.credentials.on_change)),
             ]),
+        ),
+        (
+            "sandbox",
+            word(match settings.sandbox {
+                Sandbox::Auto => "auto",
+                Sandbox::On => "on",
+                Sandbox::Off => "off",
+            }),
         ),
         (
             "log",

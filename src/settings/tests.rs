@@ -133,6 +133,7 @@ fn every_key_loads_and_is_in_force() {
     assert_eq!(settings.packages.min_counter.get("otelcol"), Some(&41));
     assert_eq!(settings.packages.apply, Apply::Command(vec!["/usr/bin/true".into()]));
     assert_eq!(settings.credentials.on_change, ["/usr/bin/true"]);
+    assert_eq!(settings.sandbox, Sandbox::Off);
     assert_eq!(settings.log.to, LogTo::Syslog);
 }
 
@@ -335,6 +336,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("credentials", "[]", "{dir: /x}"),
     ("credentials.export", "[]", "certs"),
     ("credentials.on_change", "text", "[\"{x}\"]"),
+    ("sandbox", "[]", "strict"),
     ("log", "debug", "{file: x}"),
     ("log.level", "[]", "verbose"),
     ("log.format", "[]", "xml"),

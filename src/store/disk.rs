@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -191,7 +192,7 @@ impl Disk for Real {
     }
 
     fn make_root(&self) -> io::Result<()> {
-        if self.root.is_dir() { Ok(()) } else { std::fs::create_dir_all(&self.root) }
+        make_directories(&self.root, 0o755)
     }
 
     fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
@@ -323,6 +324,24 @@ impl Real {
                 Ok(rustix::fs::openat(&parent, name, flags | OFlags::NOFOLLOW, Mode::empty())?)
             }
         }
+    }
+}
+
+/// Makes a directory, and those above it, where they are missing: of this mode, whatever the umask.
+///
+/// # Errors
+/// What the kernel says.
+pub fn make_directories(path: &Path, mode: u32) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_directories(parent, mode)?;
+    }
+    match std::fs::create_dir(path) {
+        Ok(()) => std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)),
+        Err(_) if path.is_dir() => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

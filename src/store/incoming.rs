@@ -3,9 +3,9 @@
 //! What is written is hashed, what is resumed is hashed from the descriptor that is written to: at the end the hash is
 //! that of what the descriptor holds, and the descriptor is handed on. Everything here blocks.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstatvfs, ftruncate};
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::disk::{Access, Disk, Real};
 use super::record::{self, MarkRecord};
-use super::{RECORD, STATE_MODE};
+use super::{RECORD, STATE_MODE, make_directories};
 use crate::sha256::Sha256;
 
 /// Below `packages_dir`.
@@ -311,9 +311,7 @@ fn named(sha256: &[u8; 32], end: &str) -> PathBuf {
 
 /// The file of that name, ours alone and locked; a new one where there is none, or where something else stands there.
 fn open(packages_dir: &Path, disk: &Real, part: &Path) -> io::Result<File> {
-    if !packages_dir.is_dir() {
-        DirBuilder::new().recursive(true).mode(STATE_MODE).create(packages_dir)?;
-    }
+    make_directories(packages_dir, STATE_MODE)?;
     disk.make_directory(Path::new(DIRECTORY), PRIVATE)?;
     let (parent, name) = disk.parent(part)?;
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;

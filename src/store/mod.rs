@@ -45,6 +45,7 @@ use crate::agent::packages::set::Running;
 use crate::agent::redact;
 use crate::agent::rollout::{Candidate, Digest, Generation, Memory, Source, Staged};
 use crate::settings::{RemoteConfig, Settings};
+pub use disk::make_directories;
 use disk::{Access, Disk, Real};
 use record::{Description, FileDescription, LastGood, MAX_RECORD, Record, Unread};
 pub use sets::{Tree, TreeFile, VerifiedPackage};
@@ -166,9 +167,7 @@ impl Store {
     /// Which directory cannot be made, or that another agent holds the lock.
     pub fn prepare(&self) -> Result<Lock, String> {
         let at = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
-        if !self.root.is_dir() {
-            fs::create_dir_all(&self.root).map_err(|error| at(&self.root, error))?;
-        }
+        make_directories(&self.root, 0o755).map_err(|error| at(&self.root, error))?;
         fs::set_permissions(&self.root, fs::Permissions::from_mode(STATE_MODE))
             .map_err(|error| at(&self.root, error))?;
         self.lay_out()?;

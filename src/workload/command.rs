@@ -5,6 +5,7 @@ use core::time::Duration;
 
 use super::reap::Exit;
 use super::spawn::{Child, LOG_TAIL, SpawnError, Spec};
+use crate::confine;
 use crate::reactor::within;
 
 /// Bytes of a command's last output that are kept.
@@ -45,7 +46,10 @@ impl fmt::Display for CommandOutcome {
             How::TimedOut(limit) => write!(f, "killed after its {limit:?}")?,
             How::NotStarted(error) => write!(f, "{error}")?,
         }
-        if self.output.is_empty() { Ok(()) } else { write!(f, ": {}", self.output) }
+        if !self.output.is_empty() {
+            write!(f, ": {}", self.output)?;
+        }
+        f.write_str(if self.success() { "" } else { confine::hint(&self.output) })
     }
 }
 

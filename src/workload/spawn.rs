@@ -37,6 +37,9 @@ const TURN: Duration = Duration::from_millis(100);
 /// … and one that has filled the pipe is read at 6 MiB a second: it waits, and we do not spin.
 const FULL_TURN: Duration = Duration::from_millis(10);
 
+/// Bytes of a program's capabilities in the longest form, the third.
+const MAX_FILE_CAPABILITIES: usize = 24;
+
 /// Variables that are addressed to us alone, by name and by how the name begins.
 const OURS: [&str; 3] = [MARK, "NOTIFY_SOCKET", "JOURNAL_STREAM"];
 const OURS_BY_PREFIX: [&str; 2] = ["WATCHDOG_", "LISTEN_"];
@@ -60,6 +63,8 @@ pub struct Spec {
     pub oom_score_adj: Option<i16>,
     /// Capabilities it keeps as that user, such as `cap_net_bind_service`.
     pub ambient_capabilities: Vec<String>,
+    /// As that user it can gain no others, but those that the file of its program has.
+    pub bound: bool,
 }
 
 /// Why a process could not be started.
@@ -165,7 +170,11 @@ impl Child {
 
         let ambient = capabilities(&spec.ambient_capabilities)
             .map_err(|error| fail(Step::Capabilities, error))?;
+        let other = spec.user.as_ref().is_some_and(|user| user.uid != 0);
+        let bound = (spec.bound && other)
+            .then(|| ambient.unwrap_or(CapabilitySet::empty()) | file_capabilities(program));
         let setup = Setup {
+            bound,
             user: spec.user.as_ref().and_then(user_to_become),
             oom_score_adj: spec.oom_score_adj.map(|score| score.to_string()),
             ambient,
@@ -430,15 +439,30 @@ fn user_to_become(user: &Identity) -> Option<sys::User> {
 fn capabilities(names: &[String]) -> io::Result<Option<CapabilitySet>> {
     let mut set = CapabilitySet::empty();
     for name in names {
-        let upper = name.to_ascii_uppercase();
-        let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        let Some(one) = CapabilitySet::from_name(short) else {
+        let Some(one) = sys::capability(name) else {
             let text = format!("no capability is called {name}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         };
         set |= one;
     }
     Ok((!set.is_empty()).then_some(set))
+}
+
+/// What the file of a program permits (`setcap`): without all of it in the bounds the kernel would not execute it.
+fn file_capabilities(program: &OsStr) -> CapabilitySet {
+    let path = std::env::var_os("PATH").filter(|_| !program.as_encoded_bytes().contains(&b'/'));
+    let path = path.unwrap_or_default();
+    let mut places = std::env::split_paths(&path).map(|directory| directory.join(program));
+    let file = places.find(|file| file.is_file()).unwrap_or_else(|| program.into());
+    // `vfs_cap_data`: a word of version and flags, then permitted and inheritable, the lower words first.
+    let mut data = [0; MAX_FILE_CAPABILITIES];
+    let read = rustix::fs::getxattr(&file, "security.capability", &mut data);
+    let word = |at: usize| {
+        let bytes = data.get(at..)?.first_chunk()?;
+        read.is_ok().then(|| u64::from(u32::from_le_bytes(*bytes)))
+    };
+    let bits = word(4).unwrap_or(0) | word(12).unwrap_or(0).wrapping_shl(u32::BITS);
+    CapabilitySet::from_bits_retain(bits)
 }
 
 fn advice(program: &OsStr, step: Step, error: &io::Error) -> &'static str {

@@ -17,7 +17,8 @@ use chiton::clock::{Mono, Now, Wall};
 use chiton::settings::{
     Allow, Apply, Backoff, Capabilities, Check, CheckKind, CrashLoop, Credentials, Endpoint,
     Health, InstanceId, Layout, Level, Log, LogFormat, LogTo, Owner, Packages, RemoteConfig,
-    Rollback, Scheme, Server, Settings, SignatureForm, Timeouts, Tls, TlsVersion, Workload,
+    Rollback, Sandbox, Scheme, Server, Settings, SignatureForm, Timeouts, Tls, TlsVersion,
+    Workload,
 };
 use chiton::signature::Keyring;
 use chiton_proto::{
@@ -400,6 +401,7 @@ fn settings(profile: Profile, random: &mut Random, http: bool, apply: &Apply) ->
         },
         state_dir: PathBuf::from("/var/lib/chiton"),
         status_socket: PathBuf::from("/run/chiton.sock"),
+        sandbox: Sandbox::Auto,
         log: Log { level: Level::Info, format: LogFormat::Text, to: LogTo::Stderr },
     }
 }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use serde_yaml::Value;
 
 use super::environment::Environment;
-use super::model::{Apply, Credentials, Level, Log, LogFormat, LogTo, Settings};
+use super::model::{Apply, Credentials, Level, Log, LogFormat, LogTo, Sandbox, Settings};
 use super::problem::Key;
 use super::walker::{Draft, Section, Walker};
 pub use server::{MAX_HEADERS, header as check_header, proxy_url};
@@ -91,6 +91,8 @@ fn opamp(opamp: &mut Section<'_, '_, '_>, environment: &dyn Environment) -> Sett
     let packages_dir = packages::directory(opamp, &state_dir);
     let status_socket = socket(opamp);
     let credentials = opamp.within("credentials", credentials);
+    let modes = [("auto", Sandbox::Auto), ("on", Sandbox::On), ("off", Sandbox::Off)];
+    let sandbox = opamp.word("sandbox", &modes, Sandbox::Auto);
     let log = opamp.within("log", log);
     if remote_config.require_signature && packages.trusted_keys.is_empty() {
         opamp.report_below(
@@ -123,6 +125,7 @@ fn opamp(opamp: &mut Section<'_, '_, '_>, environment: &dyn Environment) -> Sett
         state_dir,
         status_socket,
         credentials,
+        sandbox,
         log,
     }
 }
