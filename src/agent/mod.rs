@@ -18,6 +18,7 @@ pub mod identity;
 pub mod merge;
 pub mod metrics;
 pub mod packages;
+mod pace;
 pub mod redact;
 pub mod report;
 pub mod rollout;
@@ -1229,7 +1230,8 @@ impl Agent {
             return;
         }
         self.checking = false;
-        self.next_check = Some(now.mono.after(self.state.config.check_interval));
+        let beat = self.session.as_ref().and_then(Session::beat);
+        self.next_check = Some(pace::in_step(now.mono, self.state.config.check_interval, beat));
         let running = self.state.workload.as_ref().is_none_or(Supervision::is_running);
         if !running {
             // They say nothing about the candidate: a restart is under way. The gate asks again.

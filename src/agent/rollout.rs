@@ -35,7 +35,8 @@ pub use memory::{
     Outcome, PackageFailure, Packaged, Parts, Seal, failure_in, remember_failure_in,
 };
 
-/// Trials an hour, whoever asks for them: beyond, the newest offer waits.
+/// Trials an hour, whoever asks for them: beyond, the newest offer waits. Where `min_interval` is 0 nothing is paced, by
+/// the operator's word: neither trials nor outcomes.
 pub const TRIALS_AN_HOUR: usize = 12;
 const HOUR: Duration = Duration::from_secs(3600);
 /// Offers an hour that get an outcome, each of which is written down: beyond, the newest waits. A server that calls the
@@ -665,7 +666,12 @@ impl Rollout {
     /// When the next offer may get its outcome.
     fn next_outcome(&self) -> Option<Mono> {
         let oldest = self.outcomes.get(OUTCOMES_AN_HOUR.saturating_sub(1));
+        let oldest = oldest.filter(|_| self.is_paced());
         oldest.map(|oldest| oldest.after(HOUR))
+    }
+
+    const fn is_paced(&self) -> bool {
+        !self.rules.min_interval.is_zero()
     }
 
     fn takes_up(&mut self, now: Now) {
@@ -675,6 +681,9 @@ impl Rollout {
 
     /// When the next trial may begin: `min_interval` after the last, [`TRIALS_AN_HOUR`] at most.
     fn next_trial(&self) -> Option<Mono> {
+        if !self.is_paced() {
+            return None;
+        }
         let paced = self.trials.front().map(|last| last.after(self.rules.min_interval));
         let oldest = self.trials.get(TRIALS_AN_HOUR.saturating_sub(1));
         paced.max(oldest.map(|oldest| oldest.after(HOUR)))
