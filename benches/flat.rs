@@ -44,7 +44,7 @@ impl Series {
     /// `step` does the next so many.
     fn measure(
         what: &'static str,
-            total: usize,
+        total: usize,
         pid: u32,
         state: &Path,
         mut step: impl FnMut(usize),
@@ -157,7 +157,15 @@ fn report(name: &str, load: &str, series: &[Series]) -> String {
         series.iter().map(|it| it.seconds).sum::<f64>(),
         document::machine().join("; "),
     );
-    let head = ["over", "RSS, bytes each", "PSS, bytes each", "descriptors each", "RSS at the end, KiB", "growth after the warm-up, KiB", "files in state_dir"];
+    let head = [
+        "over",
+        "RSS, bytes each",
+        "PSS, bytes each",
+        "descriptors each",
+        "RSS at the end, KiB",
+        "growth after the warm-up, KiB",
+        "files in state_dir",
+    ];
     let rows: Vec<Vec<String>> = series
         .iter()
         .map(|it| {
@@ -199,7 +207,12 @@ fn plot(series: &[Series]) -> String {
         let full_fds = (most_fds / 10.0).ceil().max(1.0) * 10.0;
         let x = |value: f64| LEFT + (WIDTH - LEFT - RIGHT) * value / count;
         let y = |part: f64| top + HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * part;
-        let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"{}\" font-size=\"14\" fill=\"#222\">{count:.0} {}</text>", top + 20.0, series.what);
+        let _ = writeln!(
+            svg,
+            "<text x=\"{LEFT}\" y=\"{}\" font-size=\"14\" fill=\"#222\">{count:.0} {}</text>",
+            top + 20.0,
+            series.what
+        );
         for step in 0..=4 {
             let part = f64::from(step) / 4.0;
             let _ = writeln!(
@@ -220,10 +233,22 @@ fn plot(series: &[Series]) -> String {
             );
         }
         let mut line = |colour: &str, name: &str, place: f64, of: &dyn Fn(&Sample) -> f64| {
-            let points: Vec<String> =
-                series.seen.iter().map(|(n, it)| format!("{:.1},{:.1}", x(*n), y(of(it)))).collect();
-            let _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"/>", points.join(" "));
-            let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"{colour}\">{name}</text>", WIDTH - RIGHT - place, top + 20.0);
+            let points: Vec<String> = series
+                .seen
+                .iter()
+                .map(|(n, it)| format!("{:.1},{:.1}", x(*n), y(of(it))))
+                .collect();
+            let _ = writeln!(
+                svg,
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"/>",
+                points.join(" ")
+            );
+            let _ = writeln!(
+                svg,
+                "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"{colour}\">{name}</text>",
+                WIDTH - RIGHT - place,
+                top + 20.0
+            );
         };
         line("#1f6fb4", "VmRSS, KiB", 210.0, &|it| it.rss / KIB / full);
         line("#2b8a3e", "PSS, KiB", 130.0, &|it| it.pss / KIB / full);

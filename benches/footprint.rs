@@ -214,7 +214,11 @@ fn main() {
     let packages = package(&mut own, &run);
     let sizes = sizes();
     let text = render(&own, &others, &peers, &sizes, &packages, &run);
-    println!("{text}\nmeasured in {} s, load average {} at the end", begun.elapsed().as_secs(), document::load());
+    println!(
+        "{text}\nmeasured in {} s, load average {} at the end",
+        begun.elapsed().as_secs(),
+        document::load()
+    );
     if let Some(file) = argument("--write") {
         write(Path::new(&file), &text);
     }
@@ -230,7 +234,9 @@ struct Run {
 fn at_rest(own: &mut [Subject], others: &mut [Subject], run: &Run) {
     let health = healthy_port();
     let checked = Setup {
-        opamp: vec![format!("health: {{ checks: [ {{ http: \"http://127.0.0.1:{health}/\" }} ] }}")],
+        opamp: vec![format!(
+            "health: {{ checks: [ {{ http: \"http://127.0.0.1:{health}/\" }} ] }}"
+        )],
         ..Setup::default()
     };
     let mut with_checks: Vec<Subject> = own
@@ -250,7 +256,9 @@ fn at_rest(own: &mut [Subject], others: &mut [Subject], run: &Run) {
     thread::sleep(run.watch);
     everyone.iter_mut().for_each(|subject| subject.rest_ends(run.watch));
     for (subject, checked) in own.iter_mut().zip(&with_checks) {
-        subject.figures.insert("wakes_checks", checked.figures.get("wakes").copied().unwrap_or(0.0));
+        subject
+            .figures
+            .insert("wakes_checks", checked.figures.get("wakes").copied().unwrap_or(0.0));
     }
     drop(with_checks);
     for subject in own.iter_mut().chain(others.iter_mut()) {
@@ -350,7 +358,10 @@ fn pushes(subject: &mut Subject, count: usize) {
     let this = std::env::current_exe().unwrap();
     let to = ear.local_addr().unwrap();
     let setup = Setup {
-        command: Some(format!("[\"{}\", --signalled, \"{to}\", \"{{config_file}}\"]", this.display())),
+        command: Some(format!(
+            "[\"{}\", --signalled, \"{to}\", \"{{config_file}}\"]",
+            this.display()
+        )),
         config: Some(", apply: reload, main_file: config.yaml".to_owned()),
         ..Setup::default()
     };
@@ -396,7 +407,8 @@ fn healthy_port() -> u16 {
     let port = listener.local_addr().unwrap().port();
     let answer = |mut stream: TcpStream| {
         let _ = stream.read(&mut [0; 1024]);
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let _ =
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     };
     thread::spawn(move || listener.incoming().flatten().for_each(answer));
     port
@@ -424,7 +436,8 @@ fn package(own: &mut [Subject], run: &Run) -> (u64, bool, Vec<Fetched>) {
     let base = curl(dir.path(), &shelf);
     let mut rows = vec![fetched("curl, sha256sum, sync", &base)];
     for subject in own.iter_mut() {
-        let row = kit::package::chiton("", &subject.binary, dir.path(), &digest, size, &shelf, false);
+        let row =
+            kit::package::chiton("", &subject.binary, dir.path(), &digest, size, &shelf, false);
         subject.figures.insert("package", row.seconds / base.seconds);
         subject.figures.insert("peak_package", row.peak as f64 * KIB / MB);
         rows.push(fetched(&format!("chiton {}", subject.name), &row));
@@ -436,7 +449,8 @@ fn package(own: &mut [Subject], run: &Run) -> (u64, bool, Vec<Fetched>) {
     let digest = make(&disk.path().join("payload"), size);
     let shelf = Shelf::open(disk.path());
     for subject in own {
-        let row = kit::package::chiton("", &subject.binary, disk.path(), &digest, size, &shelf, false);
+        let row =
+            kit::package::chiton("", &subject.binary, disk.path(), &digest, size, &shelf, false);
         subject.figures.insert("flash_package", row.written as f64 / size as f64);
     }
     (mib, memory, rows)
@@ -446,8 +460,11 @@ fn package(own: &mut [Subject], run: &Run) -> (u64, bool, Vec<Fetched>) {
 fn sizes() -> Vec<Vec<String>> {
     let size = |path: PathBuf| fs::metadata(path).ok().map(|it| it.len());
     let cell = |size: Option<u64>, budget: Option<u64>| {
-        let Some(size) = size else { return ["not built".to_owned(), budget_of(budget), String::new()] };
-        let verdict = budget.map_or("", |budget| if size <= budget { "within" } else { "**over**" });
+        let Some(size) = size else {
+            return ["not built".to_owned(), budget_of(budget), String::new()];
+        };
+        let verdict =
+            budget.map_or("", |budget| if size <= budget { "within" } else { "**over**" });
         [grouped(size), budget_of(budget), verdict.to_owned()]
     };
     let row = |(name, triple, budget, every): &(&str, &str, _, _)| {
@@ -560,7 +577,8 @@ fn beside(own: &[Subject], others: &[Subject], peers: &[kit::peers::Peer]) -> St
         ("start", "first message, ms"),
         ("peak_config", "peak with 1 MiB configuration, MB"),
     ];
-    let size = |subject: &Subject| fs::metadata(&subject.binary).map_or(0.0, |it| it.len() as f64) / MB;
+    let size =
+        |subject: &Subject| fs::metadata(&subject.binary).map_or(0.0, |it| it.len() as f64) / MB;
     let mut head = vec!["agent", "size, MB"];
     head.extend(columns.iter().map(|(_, name)| *name));
     let mut rows = Vec::new();
@@ -572,12 +590,16 @@ fn beside(own: &[Subject], others: &[Subject], peers: &[kit::peers::Peer]) -> St
         let mut add = |value: Option<f64>, of: Option<f64>| {
             let text = value.map_or_else(|| "not had".to_owned(), shown);
             let ratio = value.zip(of).filter(|(_, of)| !is_own && *of > 0.0);
-            let ratio = ratio.map_or_else(String::new, |(value, of)| format!(" (×{:.1})", value / of));
+            let ratio =
+                ratio.map_or_else(String::new, |(value, of)| format!(" (×{:.1})", value / of));
             cells.push(text + &ratio);
         };
         add(Some(size(subject)), base.map(size));
         for (key, _) in columns {
-            add(subject.figures.get(key).copied(), base.and_then(|it| it.figures.get(key).copied()));
+            add(
+                subject.figures.get(key).copied(),
+                base.and_then(|it| it.figures.get(key).copied()),
+            );
         }
         rows.push(cells);
     }
@@ -613,7 +635,11 @@ fn method(run: &Run, mib: u64, memory: bool) -> String {
 
 fn write(file: &Path, measured: &str) {
     let why = document::kept(file, "by hand", "Nothing is written here yet.");
-    let flat = document::kept(file, "flat", "Not measured yet: `cargo bench --bench flat -- --write docs/footprint.md`.");
+    let flat = document::kept(
+        file,
+        "flat",
+        "Not measured yet: `cargo bench --bench flat -- --write docs/footprint.md`.",
+    );
     let text = format!(
         "# Footprint\n\nEvery budget, measured by\n\n```sh\ncross/build x86_64 i686\ncargo bench --bench footprint -- --write docs/footprint.md\n\
          ```\n\nwhich anyone can run (five minutes; Linux, Rust, strace, curl; Go and SWUpdate for the peers). Nothing in this file but the parts\n\

@@ -139,7 +139,9 @@ pub fn yaml(number: u32, size: usize) -> String {
     let mut text = format!("number: {number}\nprocessors:\n");
     let mut line = 0;
     while text.len() < size {
-        text.push_str(&format!("  attributes/{line}: {{ actions: [insert, update], key: k{line} }}\n"));
+        text.push_str(&format!(
+            "  attributes/{line}: {{ actions: [insert, update], key: k{line} }}\n"
+        ));
         line += 1;
     }
     text.truncate(text.get(..size).unwrap_or(&text).rfind('\n').map_or(0, |end| end + 1));

@@ -23,14 +23,16 @@ pub struct Sample {
 
 impl Sample {
     pub fn of(pid: u32) -> Self {
-        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let read =
+            |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
         let status = read("status");
         let (mut wakes, mut cpu) = (0.0, 0.0);
         for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
             let of = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
             wakes += field(&of("status"), "voluntary_ctxt_switches:");
             let nanos = of("schedstat");
-            cpu += nanos.split(' ').next().and_then(|it| it.parse::<f64>().ok()).unwrap_or(0.0) / 1e6;
+            cpu +=
+                nanos.split(' ').next().and_then(|it| it.parse::<f64>().ok()).unwrap_or(0.0) / 1e6;
         }
         let kib = |name| field(&status, name) * 1024.0;
         Self {

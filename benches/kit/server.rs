@@ -102,7 +102,10 @@ impl Server {
     }
 
     /// Does this on the connection, now or when there is one, and waits for it.
-    pub fn tell<T: Send + 'static>(&self, job: impl FnOnce(&mut Connection) -> T + Send + 'static) -> T {
+    pub fn tell<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Connection) -> T + Send + 'static,
+    ) -> T {
         let (done, doing) = channel();
         let job: Job = Box::new(move |connection| {
             let _ = done.send(job(connection));
@@ -124,12 +127,13 @@ impl Server {
     pub fn offer(&self, hash: &str, body: String) -> Instant {
         let hash = hash.as_bytes().to_vec();
         self.tell(move |connection| {
-            let object =
-                AgentConfigObject { body: body.into_bytes().into(), ..AgentConfigObject::default() };
+            let object = AgentConfigObject {
+                body: body.into_bytes().into(),
+                ..AgentConfigObject::default()
+            };
             let map = AgentConfigMap { config_map: [("config.yaml".to_owned(), object)].into() };
             let offer = AgentRemoteConfig { config: Some(map), config_hash: hash.into() };
-            let message =
-                ServerToAgent { remote_config: Some(offer), ..connection.message() };
+            let message = ServerToAgent { remote_config: Some(offer), ..connection.message() };
             let begun = Instant::now();
             connection.send(&message);
             begun

@@ -73,7 +73,10 @@ mod tests {
                 let interval = Duration::from_millis(interval);
                 let next = in_step(at(5), interval, Some((at(beat), Duration::from_secs(30))));
                 let took = next.since(at(5));
-                assert!(took >= interval * 3 / 4 && took <= interval * 5 / 4, "{interval:?} {beat}");
+                assert!(
+                    took >= interval * 3 / 4 && took <= interval * 5 / 4,
+                    "{interval:?} {beat}"
+                );
             }
         }
     }
