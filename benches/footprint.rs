@@ -245,6 +245,7 @@ fn at_rest(own: &mut [Subject], others: &mut [Subject], run: &Run) {
         .collect();
     let starts = if run.whole { 21 } else { 7 };
     for subject in own.iter_mut().chain(others.iter_mut()) {
+        println!("starts of {}", subject.name);
         let few = if subject.setup.is_none() { 5 } else { starts };
         subject.starts(few);
     }

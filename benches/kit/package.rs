@@ -113,11 +113,20 @@ fn serve(mut stream: TcpStream, dir: &Path, sent: &AtomicU64, cut_at: &AtomicU64
     }
 }
 
-fn measured(what: &'static str, shelf: &Shelf, run: impl FnOnce() -> (u64, u64)) -> Row {
+/// What came of one way.
+#[derive(Default)]
+struct Ran {
+    peak: u64,
+    written: u64,
+    /// Where it was timed from nearer by.
+    seconds: Option<f64>,
+}
+
+fn measured(what: &'static str, shelf: &Shelf, run: impl FnOnce() -> Ran) -> Row {
     let before = shelf.sent.load(Ordering::SeqCst);
     let begun = Instant::now();
-    let (peak, written) = run();
-    let seconds = begun.elapsed().as_secs_f64();
+    let Ran { peak, written, seconds } = run();
+    let seconds = seconds.unwrap_or_else(|| begun.elapsed().as_secs_f64());
     Row { what, seconds, peak, fetched: shelf.sent.load(Ordering::SeqCst) - before, written }
 }
 
@@ -129,17 +138,17 @@ pub fn curl(dir: &Path, shelf: &Shelf) -> Row {
         shelf.url("payload")
     );
     let row = measured("curl && sha256sum && sync", shelf, || {
-        (peak_of(Command::new("sh").args(["-c", &script])), 0)
+        peak_of(Command::new("sh").args(["-c", &script]))
     });
     fs::remove_file(dir.join("got")).unwrap();
     row
 }
 
-/// Runs a command to its end; the largest peak of it and its children, KiB.
-fn peak_of(command: &mut Command) -> u64 {
+/// Runs a command to its end; the largest peak of it and its children, KiB, and its time without Python's own start.
+fn peak_of(command: &mut Command) -> Ran {
     let mut child = Command::new("/usr/bin/env")
         .args(["python3", "-c"])
-        .arg("import os,sys,resource,subprocess;r=subprocess.run(sys.argv[1:],stdout=2).returncode;print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss);sys.exit(r)")
+        .arg("import sys,time,resource,subprocess;t=time.monotonic();r=subprocess.run(sys.argv[1:],stdout=2).returncode;t=time.monotonic()-t;print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,t);sys.exit(r)")
         .arg(command.get_program())
         .args(command.get_args())
         .stdout(Stdio::piped())
@@ -149,7 +158,8 @@ fn peak_of(command: &mut Command) -> u64 {
     let mut text = String::new();
     child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert!(child.wait().unwrap().success(), "{command:?}");
-    text.trim().parse().unwrap_or(0)
+    let (peak, seconds) = text.trim().split_once(' ').unwrap();
+    Ran { peak: peak.parse().unwrap(), seconds: seconds.parse().ok(), ..Ran::default() }
 }
 
 /// Fetch, verify, install; `breaks`: killed and cut on the way.
@@ -212,7 +222,11 @@ pub fn chiton(
         }
         let status = peer.package("all", "data");
         assert!(status.error_message.is_empty(), "{}", status.error_message);
-        (peak.max(high_water(agent.pid())), wrote + written(agent.pid()))
+        Ran {
+            peak: peak.max(high_water(agent.pid())),
+            written: wrote + written(agent.pid()),
+            seconds: None,
+        }
     })
 }
 
@@ -257,7 +271,7 @@ pub fn swupdate(dir: &Path, digest: &[u8; 32], shelf: &Shelf) -> Option<Row> {
             dir.display(),
             shelf.url("img.swu")
         );
-        (peak_of(Command::new("sh").args(["-c", &script])), 0)
+        peak_of(Command::new("sh").args(["-c", &script]))
     });
     assert!(dir.join("out").exists(), "swupdate has installed it");
     fs::remove_file(dir.join("img.swu")).unwrap();

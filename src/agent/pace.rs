@@ -9,7 +9,7 @@ use crate::clock::Mono;
 #[must_use]
 pub(super) fn in_step(now: Mono, interval: Duration, beat: Option<(Mono, Duration)>) -> Mono {
     let plain = now.after(interval);
-    let Some((beat, period)) = beat else { return plain };
+    let Some((beat, period)) = beat.filter(|(_, period)| !period.is_zero()) else { return plain };
     let wanted = if plain <= beat {
         // So many rounds until then, all of the same length.
         let left = beat.since(now);
@@ -52,7 +52,9 @@ mod tests {
                 beat = beat.after(period);
             }
             round = in_step(now, interval, Some((beat, period)));
-            alone = if round == beat { 0 } else { alone + 1 };
+            let since = round.since(at(first_beat)).as_nanos();
+            let met = round >= at(first_beat) && since.is_multiple_of(period.as_nanos());
+            alone = if met { 0 } else { alone + 1 };
         }
         alone
     }

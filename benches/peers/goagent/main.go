@@ -56,6 +56,8 @@ func main() {
 	var uid types.InstanceUid
 	_, _ = rand.Read(uid[:])
 	must(a.client.SetAgentDescription(&protobufs.AgentDescription{IdentifyingAttributes: []*protobufs.KeyValue{text("service.name", "goagent")}}))
+	// Before the capabilities, which ask for it.
+	must(a.client.SetHealth(&protobufs.ComponentHealth{Healthy: true, Status: "running", StartTimeUnixNano: uint64(time.Now().UnixNano())}))
 	capabilities := protobufs.AgentCapabilities_AgentCapabilities_ReportsStatus |
 		protobufs.AgentCapabilities_AgentCapabilities_AcceptsRemoteConfig |
 		protobufs.AgentCapabilities_AgentCapabilities_ReportsEffectiveConfig |
@@ -63,7 +65,6 @@ func main() {
 		protobufs.AgentCapabilities_AgentCapabilities_ReportsHealth |
 		protobufs.AgentCapabilities_AgentCapabilities_ReportsHeartbeat
 	must(a.client.SetCapabilities(&capabilities))
-	must(a.client.SetHealth(&protobufs.ComponentHealth{Healthy: true, Status: "running", StartTimeUnixNano: uint64(time.Now().UnixNano())}))
 	heartbeat := 30 * time.Second
 	must(a.client.Start(context.Background(), types.StartSettings{
 		OpAMPServerURL:    *endpoint,

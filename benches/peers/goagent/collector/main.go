@@ -47,10 +47,11 @@ func main() {
 	c := client.NewWebSocket(quiet{})
 	identifying := []*protobufs.KeyValue{text("service.name", "collector"), text("service.instance.id", uid[1])}
 	must(c.SetAgentDescription(&protobufs.AgentDescription{IdentifyingAttributes: identifying}))
+	// Before the capabilities, which ask for it.
+	must(c.SetHealth(&protobufs.ComponentHealth{Healthy: true, StartTimeUnixNano: uint64(time.Now().UnixNano())}))
 	capabilities := protobufs.AgentCapabilities_AgentCapabilities_ReportsStatus |
 		protobufs.AgentCapabilities_AgentCapabilities_ReportsHealth
 	must(c.SetCapabilities(&capabilities))
-	must(c.SetHealth(&protobufs.ComponentHealth{Healthy: true, StartTimeUnixNano: uint64(time.Now().UnixNano())}))
 	must(c.Start(context.Background(), types.StartSettings{OpAMPServerURL: endpoint[1], InstanceUid: types.InstanceUid(raw)}))
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
