@@ -13,41 +13,17 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod kit;
 
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use chiton::signature::Manifest;
-use common::packages::{package, packages, signed, trusted};
-use common::{Home, Server, Settings, read_head};
-use sha2::{Digest as _, Sha256};
+use kit::package::{Shelf, chiton, curl, make, swupdate};
+use kit::{binary_for, from_environment};
 
 const MIB: u64 = 1 << 20;
-/// How often the agent is killed, and its connection cut, in the last row.
-const BREAKS: u64 = 5;
-
-struct Row {
-    what: &'static str,
-    seconds: f64,
-    peak: u64,
-    fetched: u64,
-    /// Bytes written to the disk; 0 on tmpfs, and where it was not watched.
-    written: u64,
-}
 
 fn main() {
-    let mib =
-        std::env::var("CHITON_BENCH_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(1024);
+    let mib = from_environment("CHITON_BENCH_MIB", 1024);
     let size = mib * MIB;
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-    let binary = PathBuf::from(target).join("x86_64-unknown-linux-musl/release/chiton");
+    let binary = binary_for("x86_64-unknown-linux-musl");
     if !binary.exists() {
         println!("no static binary to measure: run cross/build x86_64 first");
         std::process::exit(1);
@@ -60,7 +36,7 @@ fn main() {
     rows.push(chiton(
         "chiton: fetch, verify, install",
         &binary,
-        &payload,
+        dir.path(),
         &digest,
         size,
         &shelf,
@@ -70,7 +46,7 @@ fn main() {
     rows.push(chiton(
         "chiton: killed and cut ten times",
         &binary,
-        &payload,
+        dir.path(),
         &digest,
         size,
         &shelf,
@@ -96,239 +72,4 @@ fn main() {
             row.written as f64 / size as f64
         );
     }
-}
-
-/// Bytes that do not compress.
-fn make(path: &Path, size: u64) -> [u8; 32] {
-    let mut file = File::create(path).unwrap();
-    let mut hash = Sha256::new();
-    let mut state = 1_u64;
-    let mut block = vec![0_u8; 1 << 20];
-    for _ in 0..size / MIB {
-        for word in block.as_chunks_mut::<8>().0 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            *word = (state ^ (state >> 29)).to_le_bytes();
-        }
-        file.write_all(&block).unwrap();
-        hash.update(&block);
-    }
-    hash.finalize().into()
-}
-
-/// Serves the files of a directory with ranges, and counts.
-struct Shelf {
-    port: u16,
-    sent: Arc<AtomicU64>,
-    /// A connection is cut when so many bytes have gone over all of them; 0: never.
-    cut_at: Arc<AtomicU64>,
-}
-
-impl Shelf {
-    fn open(dir: &Path) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (sent, cut_at) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let (counted, cut, dir) = (Arc::clone(&sent), Arc::clone(&cut_at), dir.to_owned());
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (counted, cut, dir) = (Arc::clone(&counted), Arc::clone(&cut), dir.clone());
-                thread::spawn(move || serve(stream, &dir, &counted, &cut));
-            }
-        });
-        Self { port, sent, cut_at }
-    }
-
-    fn url(&self, name: &str) -> String {
-        format!("http://127.0.0.1:{}/{name}", self.port)
-    }
-}
-
-fn serve(mut stream: TcpStream, dir: &Path, sent: &AtomicU64, cut_at: &AtomicU64) {
-    let head = read_head(&mut stream);
-    let name = head.split(' ').nth(1).unwrap().trim_start_matches('/').to_owned();
-    let mut file = File::open(dir.join(name)).unwrap();
-    let size = file.metadata().unwrap().len();
-    let range = head.lines().find_map(|line| {
-        line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned)
-    });
-    let from: u64 = range.and_then(|range| range.trim_end_matches('-').parse().ok()).unwrap_or(0);
-    file.seek(SeekFrom::Start(from)).unwrap();
-    let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
-    let mut answer = format!(
-        "HTTP/1.1 {status}\r\nETag: \"one\"\r\nContent-Length: {}\r\nAccept-Ranges: bytes\r\n",
-        size - from
-    );
-    if from > 0 {
-        answer.push_str(&format!("Content-Range: bytes {from}-{}/{size}\r\n", size - 1));
-    }
-    answer.push_str("\r\n");
-    if stream.write_all(answer.as_bytes()).is_err() || head.starts_with("HEAD") {
-        return;
-    }
-    let mut part = vec![0; 256 * 1024];
-    loop {
-        let count = file.read(&mut part).unwrap();
-        let cut = cut_at.load(Ordering::SeqCst);
-        if cut > 0 && sent.load(Ordering::SeqCst) >= cut {
-            cut_at.store(0, Ordering::SeqCst);
-            return;
-        }
-        if count == 0 || stream.write_all(part.get(..count).unwrap()).is_err() {
-            return;
-        }
-        sent.fetch_add(count as u64, Ordering::SeqCst);
-    }
-}
-
-fn measured(what: &'static str, shelf: &Shelf, run: impl FnOnce() -> (u64, u64)) -> Row {
-    let before = shelf.sent.load(Ordering::SeqCst);
-    let begun = Instant::now();
-    let (peak, written) = run();
-    let seconds = begun.elapsed().as_secs_f64();
-    Row { what, seconds, peak, fetched: shelf.sent.load(Ordering::SeqCst) - before, written }
-}
-
-fn curl(dir: &Path, shelf: &Shelf) -> Row {
-    let script = format!(
-        "cd {} && curl -s -o got {} && sha256sum got >/dev/null && sync got",
-        dir.display(),
-        shelf.url("payload")
-    );
-    let row = measured("curl && sha256sum && sync", shelf, || {
-        (peak_of(Command::new("sh").args(["-c", &script])), 0)
-    });
-    fs::remove_file(dir.join("got")).unwrap();
-    row
-}
-
-/// Runs a command to its end; the largest peak of it and its children, KiB.
-fn peak_of(command: &mut Command) -> u64 {
-    let mut child = Command::new("/usr/bin/env")
-        .args(["python3", "-c"])
-        .arg("import os,sys,resource,subprocess;r=subprocess.run(sys.argv[1:],stdout=2).returncode;print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss);sys.exit(r)")
-        .arg(command.get_program())
-        .args(command.get_args())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut text = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-    assert!(child.wait().unwrap().success(), "{command:?}");
-    text.trim().parse().unwrap_or(0)
-}
-
-fn chiton(
-    what: &'static str,
-    binary: &Path,
-    payload: &Path,
-    digest: &[u8; 32],
-    size: u64,
-    shelf: &Shelf,
-    breaks: bool,
-) -> Row {
-    let (home, server) = (Home::new(), Server::new());
-    let settings = Settings {
-        capabilities: vec!["accepts_packages"],
-        opamp: vec![
-            "remote_config: { rollback: { window: 10s, interval: 10ms, successes: 1 } }".to_owned(),
-            format!("packages: {{ trusted_keys: [{}], max_size: 8GiB }}", trusted(&home, 1)),
-        ],
-        ..Settings::default()
-    };
-    home.settings(&server.ws(), &settings);
-    let _ = payload;
-    let manifest = Manifest {
-        name: "data".to_owned(),
-        version: "1".to_owned(),
-        size,
-        sha256: digest.to_vec(),
-        issued_at: 1_900_000_000,
-        counter: 1,
-        ..Manifest::default()
-    };
-    let mut offer = package("1", &shelf.url("payload"), &[], signed(&manifest, &[1]));
-    offer.r#type = 1;
-    let file = offer.file.as_mut().unwrap();
-    file.content_hash = digest.to_vec().into();
-    let mut agent = home.start_by(Command::new(binary));
-    let (mut peer, first) = server.greet();
-    let uid = first.instance_uid;
-    peer.proves_to_work(&uid);
-    measured(what, shelf, || {
-        let begun = shelf.sent.load(Ordering::SeqCst);
-        let (mut peak, mut wrote) = (0, 0);
-        peer.send(&packages(&uid, "all", vec![("data".to_owned(), offer.clone())]));
-        for count in 1..=BREAKS {
-            if !breaks {
-                break;
-            }
-            let step = size / (2 * BREAKS + 1);
-            shelf.cut_at.store(begun + (2 * count - 1) * step, Ordering::SeqCst);
-            while shelf.sent.load(Ordering::SeqCst) < begun + 2 * count * step {
-                thread::sleep(Duration::from_millis(1));
-            }
-            peak = peak.max(high_water(agent.pid()));
-            wrote += written(agent.pid());
-            drop(agent);
-            drop(peer);
-            agent = home.start_by(Command::new(binary));
-            peer = server.greet().0;
-            peer.send(&packages(&uid, "all", vec![("data".to_owned(), offer.clone())]));
-        }
-        let status = peer.package("all", "data");
-        assert!(status.error_message.is_empty(), "{}", status.error_message);
-        (peak.max(high_water(agent.pid())), wrote + written(agent.pid()))
-    })
-}
-
-/// Bytes that a process has caused to be written.
-fn written(pid: i32) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap();
-    line.trim().parse().unwrap()
-}
-
-/// VmHWM, KiB.
-fn high_water(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches("kB").trim().parse().unwrap()
-}
-
-/// An image with the payload as its one file, signed as Debian's SWUpdate wants it.
-fn swupdate(dir: &Path, digest: &[u8; 32], shelf: &Shelf) -> Option<Row> {
-    let has = Command::new("swupdate")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if !has.is_ok_and(|status| status.success()) {
-        println!("swupdate is not installed: left out");
-        return None;
-    }
-    let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let description = format!(
-        "software = {{ version = \"1.0\"; hardware-compatibility = [ \"1.0\" ];\n files: ( {{ filename = \"payload\"; path = \"{}/out\"; sha256 = \"{sha256}\"; }} ); }}\n",
-        dir.display()
-    );
-    fs::write(dir.join("sw-description"), description).unwrap();
-    let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem -subj /CN=x -addext extendedKeyUsage=emailProtection -days 10 2>/dev/null && \
-        openssl cms -sign -in sw-description -out sw-description.sig -signer c.pem -inkey k.pem -outform DER -nosmimecap -binary && \
-        printf 'sw-description\\nsw-description.sig\\npayload\\n' | cpio -o -H crc > img.swu 2>/dev/null";
-    assert!(Command::new("sh").args(["-c", script]).current_dir(dir).status().unwrap().success());
-    let row = measured("swupdate -d", shelf, || {
-        let script = format!(
-            "cd {} && exec swupdate -m -M -H board:1.0 -k c.pem -l 1 -d '-u {}'",
-            dir.display(),
-            shelf.url("img.swu")
-        );
-        (peak_of(Command::new("sh").args(["-c", &script])), 0)
-    });
-    assert!(dir.join("out").exists(), "swupdate has installed it");
-    fs::remove_file(dir.join("img.swu")).unwrap();
-    fs::remove_file(dir.join("out")).unwrap();
-    Some(row)
 }

@@ -21,6 +21,7 @@ mod managed;
 pub mod merge;
 pub mod metrics;
 mod offering;
+mod pace;
 pub mod packages;
 pub mod redact;
 pub mod report;

@@ -38,7 +38,8 @@ pub use memory::{
     Outcome, PackageFailure, Packaged, Parts, Seal, failure_in, remember_failure_in,
 };
 
-/// Trials an hour, whoever asks for them: beyond, the newest offer waits.
+/// Trials an hour, whoever asks for them: beyond, the newest offer waits. Where `min_interval` is 0 nothing is paced, by
+/// the operator's word: neither trials nor outcomes.
 pub const TRIALS_AN_HOUR: usize = 12;
 const HOUR: Duration = Duration::from_secs(3600);
 /// Offers an hour that get an outcome, each of which is written down: beyond, the newest waits. A server that calls the

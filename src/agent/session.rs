@@ -884,6 +884,17 @@ impl Session {
         Some(up.last_sent?.after(interval))
     }
 
+    /// When the next heartbeat or poll is due, and how far apart they are.
+    #[must_use]
+    pub fn beat(&self) -> Option<(Mono, Duration)> {
+        let Link::Up(up) = &self.link else { return None };
+        let period = match self.rules.wire {
+            Wire::WebSocket => self.rules.heartbeat?,
+            Wire::Http => self.rules.poll,
+        };
+        Some((self.heartbeat_at(up)?, period))
+    }
+
     /// When the silence on the link becomes suspicious, or is taken for death. Plain HTTP has time-outs of its
     /// own on each request.
     fn watchdog_at(&self, up: &Up) -> Option<Mono> {

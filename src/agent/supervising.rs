@@ -3,9 +3,9 @@
 use core::time::Duration;
 
 use super::health::CheckResult;
-use super::session::Tone;
+use super::session::{Session, Tone};
 use super::supervision::{self, End, News, State, Supervision};
-use super::{Action, Agent, cut};
+use super::{Action, Agent, cut, pace};
 use crate::clock::Now;
 use crate::settings::{Apply, DegradeAction};
 
@@ -210,7 +210,8 @@ impl Agent {
             return;
         }
         self.checking = false;
-        self.next_check = Some(now.mono.after(self.state.config.check_interval));
+        let beat = self.session.as_ref().and_then(Session::beat);
+        self.next_check = Some(pace::in_step(now.mono, self.state.config.check_interval, beat));
         let running = self.state.workload.as_ref().is_none_or(Supervision::is_running);
         if !running {
             // They say nothing about the candidate: a restart is under way. The gate asks again.

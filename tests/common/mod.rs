@@ -80,7 +80,12 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
+        Self::below(&std::env::temp_dir())
+    }
+
+    /// A home in a directory that is there.
+    pub(crate) fn below(dir: &Path) -> Self {
+        let home = Self { dir: tempfile::tempdir_in(dir).unwrap() };
         home.script("");
         home
     }

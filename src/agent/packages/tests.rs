@@ -147,3 +147,21 @@ fn so_many_outcomes_an_hour_are_written_down_and_the_newest_waits() {
     rollout.tick(at(3601), &mut orders);
     assert!(matches!(orders.pop(), Some(Order::Stage { .. })));
 }
+
+#[test]
+fn without_an_interval_nothing_is_paced() {
+    let mut settings = settings().remote_config;
+    settings.min_interval = core::time::Duration::ZERO;
+    let mut rollout = rollout(Memory::default());
+    rollout.govern(Rules::new(&settings, false));
+    let mut orders = Vec::new();
+    for count in 0..=OUTCOMES_AN_HOUR {
+        let config_hash = Bytes::from(count.to_string());
+        let offer = AgentRemoteConfig { config: None, config_hash };
+        rollout.offered(Offer::new(offer, None, Verdict::Good), at(1), &mut orders);
+        assert!(matches!(orders.pop(), Some(Order::Stage { write: true, .. })), "{count}");
+        rollout.staged(Staged::Refused("no".to_owned()), at(1), &mut orders);
+        rollout.remembered(Ok(()), at(1), &mut orders);
+        orders.clear();
+    }
+}

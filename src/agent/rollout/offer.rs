@@ -283,7 +283,12 @@ impl Rollout {
     /// When the next offer may get its outcome.
     pub(super) fn next_outcome(&self) -> Option<Mono> {
         let oldest = self.outcomes.get(OUTCOMES_AN_HOUR.saturating_sub(1));
+        let oldest = oldest.filter(|_| self.is_paced());
         oldest.map(|oldest| oldest.after(HOUR))
+    }
+
+    const fn is_paced(&self) -> bool {
+        !self.rules.min_interval.is_zero()
     }
 
     pub(super) fn takes_up(&mut self, now: Now) {
@@ -293,6 +298,9 @@ impl Rollout {
 
     /// When the next trial may begin: `min_interval` after the last, [`TRIALS_AN_HOUR`] at most.
     pub(super) fn next_trial(&self) -> Option<Mono> {
+        if !self.is_paced() {
+            return None;
+        }
         let paced = self.trials.front().map(|last| last.after(self.rules.min_interval));
         let oldest = self.trials.get(TRIALS_AN_HOUR.saturating_sub(1));
         paced.max(oldest.map(|oldest| oldest.after(HOUR)))
