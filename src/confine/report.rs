@@ -29,7 +29,7 @@ pub fn report() -> Json {
         // Not in force: there for children to be born with.
         (
             "capabilities_lent",
-            Json::or_null(sets.map(|sets| names(sets.permitted - sets.effective))),
+            Json::or_null(sets.map(|sets| names(sets.permitted.difference(sets.effective)))),
         ),
         ("no_new_privs", Json::or_null(no_new_privs().ok().map(Json::Bool))),
         ("umask", Json::or_null(umask().map(Json::Text))),
