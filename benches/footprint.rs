@@ -10,7 +10,6 @@
     clippy::print_stdout,
     clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
     reason = "a bench"
 )]
 #![expect(clippy::disallowed_methods, reason = "a bench measures time, in threads of its own")]

@@ -1,5 +1,10 @@
 //! What the benches share: a server with mutual TLS, figures from /proc, figures in a row, documents.
 #![expect(dead_code, reason = "each bench uses a part")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "parts of small numbers"
+)]
 #![expect(unreachable_pub, reason = "a module of several binaries")]
 
 pub mod document;
