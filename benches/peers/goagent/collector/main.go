@@ -7,12 +7,11 @@ import (
 	"encoding/hex"
 	"log"
 	"os"
+	"os/signal"
 	"regexp"
 	"strings"
 	"syscall"
 	"time"
-
-	"os/signal"
 
 	"github.com/open-telemetry/opamp-go/client"
 	"github.com/open-telemetry/opamp-go/client/types"
@@ -55,7 +54,15 @@ func main() {
 	must(c.Start(context.Background(), types.StartSettings{OpAMPServerURL: endpoint[1], InstanceUid: types.InstanceUid(raw)}))
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
-	<-end
+	// A supervisor that is ended may leave it behind: as the Collector's extension does, it looks for its parent.
+	parent := os.Getppid()
+	for os.Getppid() == parent {
+		select {
+		case <-end:
+			return
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 func text(key, value string) *protobufs.KeyValue {
