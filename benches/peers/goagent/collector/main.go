@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -25,6 +26,7 @@ func (quiet) Errorf(_ context.Context, format string, v ...any) { log.Printf(for
 
 var (
 	uidLine      = regexp.MustCompile(`instance_uid: *"?([0-9a-f-]{36})`)
+	ppidLine     = regexp.MustCompile(`ppid: *(\d+)`)
 	endpointLine = regexp.MustCompile(`endpoint: *"?(ws://[^"\s]+)`)
 )
 
@@ -55,8 +57,8 @@ func main() {
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
 	// A supervisor that is ended may leave it behind: as the Collector's extension does, it looks for its parent.
-	parent := os.Getppid()
-	for os.Getppid() == parent {
+	parent := ppidLine.FindStringSubmatch(config)
+	for parent == nil || strconv.Itoa(os.Getppid()) == parent[1] {
 		select {
 		case <-end:
 			return
