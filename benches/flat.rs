@@ -151,7 +151,7 @@ fn changes(binary: &Path, total: usize) -> Series {
 fn report(name: &str, load: &str, series: &[Series]) -> String {
     let text = format!(
         "Made by `cargo bench --bench flat -- --write docs/footprint.md` ({:.0} s; {name}; {SAMPLES} samples of each; load average {load};\n{}).\n\
-         Slopes are those of the least squares, without the first tenth of the samples, in bytes for each one. RSS moves in pages of 4096 bytes.\n\n\
+         Slopes are those of the least squares, without the first tenth of the samples, in bytes for each one. RSS moves in pages of 4096 bytes; PSS also rises when another process with the same file ends.\n\n\
          ![memory and descriptors over messages, reconnects and changes](flat.svg)\n\n",
         series.iter().map(|it| it.seconds).sum::<f64>(),
         document::machine().join("; "),

@@ -7,12 +7,12 @@ import (
 	"encoding/hex"
 	"log"
 	"os"
+	"os/signal"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
-
-	"os/signal"
 
 	"github.com/open-telemetry/opamp-go/client"
 	"github.com/open-telemetry/opamp-go/client/types"
@@ -26,6 +26,7 @@ func (quiet) Errorf(_ context.Context, format string, v ...any) { log.Printf(for
 
 var (
 	uidLine      = regexp.MustCompile(`instance_uid: *"?([0-9a-f-]{36})`)
+	ppidLine     = regexp.MustCompile(`ppid: *(\d+)`)
 	endpointLine = regexp.MustCompile(`endpoint: *"?(ws://[^"\s]+)`)
 )
 
@@ -55,7 +56,15 @@ func main() {
 	must(c.Start(context.Background(), types.StartSettings{OpAMPServerURL: endpoint[1], InstanceUid: types.InstanceUid(raw)}))
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
-	<-end
+	// A supervisor that is ended may leave it behind: as the Collector's extension does, it looks for its parent.
+	parent := ppidLine.FindStringSubmatch(config)
+	for parent == nil || strconv.Itoa(os.Getppid()) == parent[1] {
+		select {
+		case <-end:
+			return
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 func text(key, value string) *protobufs.KeyValue {
