@@ -6,8 +6,10 @@
 //!
 //! What comes out is a new document. Comments, anchors and the style of the two are gone: aliases and `<<` are
 //! expanded, and scalars are written as YAML 1.2 understands them (`1.10` is the number 1.1, a plain `yes` is
-//! text and comes out quoted). Tags of one's own (`!secret`) stay. It costs about 30 times the input in memory, so
-//! `remote_config.allow.max_merge` stands before it.
+//! text and comes out quoted). Tags of one's own (`!secret`) stay. It costs up to some 20 times the input in memory
+//! (tests/merge_memory.rs), so `remote_config.allow.max_merge` stands before it.
+
+mod parts;
 
 use core::cell::Cell;
 use core::fmt;
@@ -103,9 +105,16 @@ fn read(document: &[u8], side: Side) -> Result<Value, MergeError> {
     let weight = document.len().saturating_mul(MAX_EXPANSION).saturating_add(EXPANSION_SLACK);
     let left = Cell::new(weight);
     let node = Node { left: &left, depth: 0 };
-    let mut value = node
-        .deserialize(serde_yaml::Deserializer::from_slice(document))
-        .map_err(|e| error(side, &e))?;
+    let in_parts =
+        core::str::from_utf8(document).ok().and_then(|text| parts::read(text, parts::PIECE, node));
+    let mut value = match in_parts {
+        Some(value) => value,
+        None => {
+            left.set(weight);
+            node.deserialize(serde_yaml::Deserializer::from_slice(document))
+                .map_err(|e| error(side, &e))?
+        }
+    };
     value.apply_merge().map_err(|e| error(side, &e))?;
     Ok(value)
 }
@@ -199,6 +208,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         while let Some(value) = seq.next_element_seed(inside)? {
             list.push(value);
         }
+        list.shrink_to_fit();
         Ok(Value::Sequence(list))
     }
 
@@ -212,6 +222,7 @@ impl<'de> Visitor<'de> for Node<'_> {
             }
             mapping.insert(key, map.next_value_seed(inside)?);
         }
+        mapping.shrink_to_fit();
         Ok(Value::Mapping(mapping))
     }
 
