@@ -52,7 +52,6 @@ fn cost(base: &str, over: &str) -> usize {
 fn the_largest_merge_costs_no_more_than_its_share() {
     for (name, over) in [("dense", dense(MOST - 4096)), ("block", block(MOST - 4096))] {
         let cost = cost("number: 1\nexporters: { debug: }\n", &over);
-        println!("{name}: {cost} bytes, {} times the text", cost / over.len());
-        assert!(cost <= 20 * MOST, "{name}: {cost}");
+        assert!(cost <= 20 * MOST, "{name}: {cost} bytes, {} times the text", cost / over.len());
     }
 }
