@@ -135,28 +135,33 @@ fn reset(number: c_int) {
     }
 }
 
-/// Gives the pages of our own code back to the page cache: what ran once, such as a handshake or a parser, is not
-/// resident at rest. What runs again is mapped again, at the price of a minor fault.
+/// Gives the pages of our own code and constants back to the page cache: what ran once, such as a handshake or a parser,
+/// is not resident at rest. What runs again is mapped again, at the price of a minor fault.
 pub fn give_back_code() {
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    let Some(line) = maps.lines().find(|line| line.contains(" r-xp ") && line.contains('/')) else {
-        return;
-    };
-    let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-    let Some((Ok(start), Ok(end))) =
-        range.map(|(a, b)| (usize::from_str_radix(a, 16), usize::from_str_radix(b, 16)))
-    else {
-        return;
-    };
-    // SAFETY: the range is one mapping of a file, never written to (r-x): what is dropped is read again from
-    // the file when it is next run, by this very call's own return too.
-    let _ = unsafe {
-        madvise(
-            core::ptr::with_exposed_provenance_mut(start),
-            end.saturating_sub(start),
-            Advice::LinuxDontNeed,
-        )
-    };
+    // Up to the code and no further: constants that lie behind it look like what was relocated, and must stay.
+    let code = maps.lines().position(|line| line.contains(" r-xp ") && line.contains('/'));
+    for line in maps.lines().take(code.map_or(0, |code| code.saturating_add(1))) {
+        let ours = line.contains(" r-xp ") || line.contains(" r--p 00000000 ");
+        if !ours || !line.contains('/') {
+            continue;
+        }
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let Some((Ok(start), Ok(end))) =
+            range.map(|(a, b)| (usize::from_str_radix(a, 16), usize::from_str_radix(b, 16)))
+        else {
+            return;
+        };
+        // SAFETY: the range is one mapping of a file, never written to (r-x, or the one that begins with the file's
+        // head): what is dropped is read again from the file when it is next used, by this very call's own return too.
+        let _ = unsafe {
+            madvise(
+                core::ptr::with_exposed_provenance_mut(start),
+                end.saturating_sub(start),
+                Advice::LinuxDontNeed,
+            )
+        };
+    }
 }
 
 /// Puts a filter of system calls in force, for this thread and all that come out of it.
