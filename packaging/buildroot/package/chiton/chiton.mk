@@ -25,10 +25,8 @@ else ifeq ($(BR2_RISCV_64),y)
 CHITON_TARGET = riscv64
 else ifeq ($(BR2_ARM_EABIHF)$(BR2_ARM_CPU_ARMV6),yy)
 CHITON_TARGET = armv6
-else ifeq ($(BR2_ARM_EABIHF),y)
-CHITON_TARGET = armv7
 else
-CHITON_TARGET = armv5
+CHITON_TARGET = armv7
 endif
 
 CHITON_SITE = $(call qstrip,$(BR2_PACKAGE_CHITON_RELEASES))

@@ -15,18 +15,23 @@ def chiton_target(d):
     tune = (d.getVar("TUNE_FEATURES") or "").split()
     if arch in ("x86_64", "aarch64", "riscv64"):
         return arch
-    if arch in ("i586", "i686"):
+    # It needs SSE2, which tunes older than these have not.
+    if arch in ("i586", "i686") and {"core2", "corei7", "x86-64-v3"} & set(tune):
         return "i686"
-    if arch == "arm":
-        if "callconvention-hard" in tune and {"armv7a", "armv7ve", "armv8a"} & set(tune):
+    if arch == "arm" and "callconvention-hard" in tune:
+        if {"armv7a", "armv7ve", "armv8a"} & set(tune):
             return "armv7"
-        if "callconvention-hard" in tune and "armv6" in tune:
+        if "armv6" in tune:
             return "armv6"
-        return "armv5"
     return "none"
 
 CHITON_TARGET ?= "${@chiton_target(d)}"
 COMPATIBLE_HOST = "(x86_64|i[56]86|aarch64|arm|riscv64).*-linux.*"
+
+python () {
+    if d.getVar("CHITON_TARGET") == "none":
+        raise bb.parse.SkipRecipe("there is no static binary for this processor: build chiton from source")
+}
 
 PROVIDES += "chiton"
 
