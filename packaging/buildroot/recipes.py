@@ -109,14 +109,14 @@ def life(**options):
 import tomllib
 
 version = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
-source = configured("x86_64", RUST, "PACKAGE_CHITON", "PACKAGE_CHITON_ZSTD", "PACKAGE_CHITON_SOCKS", "INIT_BUSYBOX")
+source = configured("x86_64", RUST, "PACKAGE_CHITON", "PACKAGE_CHITON_ZSTD", "PACKAGE_CHITON_SOCKS", "PACKAGE_CHITON_SECCOMP", "INIT_BUSYBOX")
 shown, there, work = life(**source)
 must("its version is Cargo.toml's", shown["VERSION"], version)
 must("built by cargo", shown["KIND"], "cargo")
 must("of this tree", (shown["SITE"], shown["SITE_METHOD"]), (str(ROOT), "local"))
-must("its features", shown["CARGO_BUILD_OPTS"], "--package chiton --bin chiton --features zstd,socks")
+must("its features", shown["CARGO_BUILD_OPTS"], "--package chiton --bin chiton --features zstd,socks,seccomp")
 features = tomllib.loads((ROOT / "Cargo.toml").read_text())["features"]
-must("they are cargo's", {"zstd", "socks"} <= set(features))
+must("they are cargo's", {"zstd", "socks", "seccomp"} <= set(features))
 must("an account that owns nothing", shown["USERS"].split()[:4], ["chiton", "-1", "chiton", "-1"])
 must("what is installed", there, {
     "etc/chiton/chiton.yaml": "0o600", "etc/init.d/chiton": "0o755", "etc/inittab": "0o644", "usr/bin/chiton": "0o755"})

@@ -47,7 +47,8 @@ CHITON_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = --exclude=/target --exclude=/dist
 CHITON_LICENSE_FILES = LICENSE
 CHITON_FEATURES = \
 	$(if $(BR2_PACKAGE_CHITON_ZSTD),zstd) \
-	$(if $(BR2_PACKAGE_CHITON_SOCKS),socks)
+	$(if $(BR2_PACKAGE_CHITON_SOCKS),socks) \
+	$(if $(BR2_PACKAGE_CHITON_SECCOMP),seccomp)
 CHITON_CARGO_BUILD_OPTS = \
 	--package chiton --bin chiton \
 	$(if $(strip $(CHITON_FEATURES)),--features $(subst $(space),$(comma),$(strip $(CHITON_FEATURES))))

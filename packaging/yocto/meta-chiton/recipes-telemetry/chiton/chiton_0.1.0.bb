@@ -24,6 +24,7 @@ inherit cargo cargo-update-recipe-crates
 PACKAGECONFIG ??= ""
 PACKAGECONFIG[zstd] = "--features zstd"
 PACKAGECONFIG[socks] = "--features socks"
+PACKAGECONFIG[seccomp] = "--features seccomp"
 CARGO_BUILD_FLAGS:append = " --package chiton --bin chiton ${PACKAGECONFIG_CONFARGS}"
 # What goes into -dbg is taken off by the packaging.
 export CARGO_PROFILE_RELEASE_STRIP = "none"
