@@ -169,6 +169,7 @@ fn a_newer_offer_supersedes_a_trial() {
     commit(&mut peer, uid, "h1", "level: 1\n");
     peer.send(&offer(uid, "h2", &[("config.yaml", "level: 2\n")]));
     agent.tells("config.gate", &["trial"]);
+    assert_eq!(home.seen(home.workload(2)), "level: 2\n");
     commit(&mut peer, uid, "h3", "level: 3\n");
     let seen: Vec<String> = home.pids().into_iter().map(|pid| home.seen(pid)).collect();
     assert_eq!(seen, ["level: 1\n", "level: 2\n", "level: 1\n", "level: 3\n"]);
