@@ -641,7 +641,7 @@ fn write(file: &Path, measured: &str) {
         "Not measured yet: `cargo bench --bench flat -- --write docs/footprint.md`.",
     );
     let text = format!(
-        "# Footprint\n\nEvery budget, measured by\n\n```sh\ncross/build x86_64 i686\ncargo bench --bench footprint -- --write docs/footprint.md\n\
+        "# Footprint\n\nEvery budget, measured by\n\n```sh\ncross/build all\ncargo bench --bench footprint -- --write docs/footprint.md\n\
          ```\n\nwhich anyone can run (five minutes; Linux, Rust, strace, curl; Go and SWUpdate for the peers). Nothing in this file but the parts\n\
          \"What is over\" and \"Flat lines\" is written by hand or by another command.\n\n{measured}\n## What is over, and why\n{why}\n\
          ## Flat lines\n{flat}"
