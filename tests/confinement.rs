@@ -167,8 +167,10 @@ fn children_get_back_what_chiton_was_started_with() {
 fn another_users_workload_has_what_it_was_given_and_no_way_to_more() {
     needs_root();
     for (ambient, sandbox, kept, bounds) in [
-        ("[]", "auto", 0, 0),
-        ("[cap_net_raw]", "auto", NET_RAW, NET_RAW),
+        ("[]", "on", 0, 0),
+        ("[cap_net_raw]", "on", NET_RAW, NET_RAW),
+        // A wrapper's program, or what a plugin calls, may have a file's capabilities.
+        ("[cap_net_raw]", "auto", NET_RAW, ours("CapBnd")),
         ("[cap_net_raw]", "off", NET_RAW, ours("CapBnd")),
     ] {
         let home = Home::new();
@@ -223,6 +225,7 @@ fn a_program_with_capabilities_of_its_own_still_starts() {
         &Settings {
             command: Some(format!("[{}, '1000']", program.display())),
             workload: vec!["user: '1234:1234'".to_owned()],
+            opamp: vec!["sandbox: on".to_owned()],
             ..Settings::default()
         },
     );

@@ -317,4 +317,6 @@ fn one_record_of_a_release_to_come_is_enough() {
     is_left_alone(&["workloads/default/record"]);
     is_left_alone(&["instance_uid"]);
     is_left_alone(&["connection/record"]);
+    is_left_alone(&["workloads/default/generations/2.set"]);
+    is_left_alone(&["packages/sets/1.set"]);
 }

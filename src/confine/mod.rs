@@ -107,14 +107,17 @@ impl Plan {
         let own = workload.is_some_and(|workload| matches!(workload.owner, Owner::Chiton { .. }));
         let acts = acting(settings).any(|words| !is_systemctl(words));
         let starts = own || acts || probes(settings).next().is_some();
-        let other = workload.is_some_and(|workload| workload.user.is_some());
-        let lends = starts && !(other && settings.packages.after_install.is_empty());
+        let user = workload.and_then(|workload| workload.user.as_deref());
+        let root = |user: &str| matches!(user.split(':').next(), Some("root" | "0"));
+        let other = user.is_some_and(|user| !root(user));
+        let (after, changed) = (&settings.packages.after_install, &settings.credentials.on_change);
+        let lends = starts && !(other && after.is_empty() && changed.is_empty());
         let sandbox = match settings.sandbox {
             Sandbox::Off => Err("opamp.sandbox is off"),
             _ if own => Err("Chiton starts the workload, which would be bound too"),
             Sandbox::Auto if acts => Err(
-                "a command of the settings (restart, reload, apply, on_change) may start the workload, which \
-                     would be bound too; opamp.sandbox: on says that none does",
+                "a command of the settings (restart, reload, apply, on_change, after_install) may start the workload or \
+                     change the system, and would be bound too; opamp.sandbox: on says that none does",
             ),
             Sandbox::Auto | Sandbox::On => Ok(()),
         };
@@ -134,7 +137,7 @@ fn acting(settings: &Settings) -> impl Iterator<Item = &[String]> {
         Apply::Restart | Apply::Reload => None,
     });
     let all = external.into_iter().flatten().chain(applies);
-    all.chain([&settings.credentials.on_change])
+    all.chain([&settings.credentials.on_change, &settings.packages.after_install])
         .map(Vec::as_slice)
         .filter(|words| !words.is_empty())
 }
@@ -142,7 +145,7 @@ fn acting(settings: &Settings) -> impl Iterator<Item = &[String]> {
 /// Dry runs and checks: what they start ends with them.
 fn probes(settings: &Settings) -> impl Iterator<Item = &[String]> {
     let packages = &settings.packages;
-    let dry = [&settings.remote_config.validate, &packages.verify, &packages.after_install];
+    let dry = [&settings.remote_config.validate, &packages.verify];
     let checks = settings.health.checks.iter().filter_map(|check| match &check.kind {
         CheckKind::Exec(words) => Some(words),
         _ => None,
@@ -176,8 +179,14 @@ pub fn confine(settings: &Settings) -> Vec<String> {
     };
     let landlock = allowed.map_err(str::to_owned).and_then(|()| {
         let (writable, missing) = directories(settings);
+        // A rule is about what is there: what is mounted or made later could not be written.
+        let whole = missing.is_empty();
         problems.extend(missing);
-        landlock::restrict(&writable)
+        if whole {
+            landlock::restrict(&writable)
+        } else {
+            Err("a directory that Chiton writes to could not be made".to_owned())
+        }
     });
     let seccomp = allowed.map_err(str::to_owned).and_then(|()| seccomp::install());
     if let Some(sets) = sets.filter(|_| geteuid().is_root())
@@ -196,7 +205,9 @@ pub fn confine(settings: &Settings) -> Vec<String> {
 /// where we were started with `no_new_privs`, they would not get it at all.
 fn reduce(sets: CapabilitySets, keep: CapabilitySet, lend: bool) -> rustix::io::Result<()> {
     let permitted = if lend { sets.permitted } else { sets.permitted & keep };
-    let effective = sets.effective & keep;
+    // Without SYS_PTRACE (containers) whose a child is can be read only by who has as much in force as it.
+    let reads = sets.effective.contains(CapabilitySet::SYS_PTRACE);
+    let effective = if lend && !reads { sets.effective } else { sets.effective & keep };
     set_capabilities(None, CapabilitySets { effective, permitted, ..sets })
 }
 
@@ -213,7 +224,7 @@ fn directories(settings: &Settings) -> (Vec<PathBuf>, Vec<String>) {
         match make_directories(&path, mode) {
             Ok(()) => made.push(path),
             Err(error) => {
-                let text = "until a restart of Chiton nothing can be written there";
+                let text = "until a restart of Chiton there is no landlock";
                 missing.push(format!("{}: {error}: {text}", path.display()));
             }
         }
@@ -278,6 +289,22 @@ mod tests {
         );
     }
 
+    /// Who is root already would gain by executing: the kernel would forget the signal that ends the workload with us.
+    #[test]
+    fn what_runs_as_root_is_lent_what_it_needs() {
+        for (yaml, lends) in [
+            ("workload: { command: [/a] }", true),
+            ("workload: { command: [/a], user: root }", true),
+            ("workload: { command: [/a], user: '0:0' }", true),
+            ("workload: { command: [/a], user: otel }", false),
+            ("workload: { command: [/a], user: otel }, credentials: { on_change: [/b] }", true),
+            ("workload: { command: [/a], user: otel }, packages: { after_install: [/b] }", true),
+            ("workload: { external: { unit: a } }", false),
+        ] {
+            assert_eq!(plan(yaml).lends, lends, "{yaml}");
+        }
+    }
+
     /// What a child needs that outlives its command must not be taken from it.
     #[test]
     fn the_sandbox_is_there_only_where_nothing_lives_on_in_it() {
@@ -304,7 +331,8 @@ mod tests {
             ("credentials: { on_change: [/a] }", false, true),
             ("remote_config: { validate: [/a] }", true, true),
             ("packages: { verify: [/a] }", true, true),
-            ("packages: { after_install: [/a] }", true, true),
+            ("packages: { after_install: [/a] }", false, true),
+            ("sandbox: on, packages: { after_install: [/a] }", true, true),
             ("health: { checks: [{ exec: [/a] }] }", true, true),
             ("health: { checks: [{ tcp: 'a:1' }] }", true, false),
         ] {

@@ -631,7 +631,7 @@ impl<'a> Runtime<'a> {
     fn start_workload(&mut self) {
         let Some(workload) = &self.settings.workload else { return };
         let Owner::Chiton { command } = &workload.owner else { return };
-        let bound = self.settings.sandbox != Sandbox::Off;
+        let bound = self.settings.sandbox == Sandbox::On;
         let child = self
             .running_spec(command)
             .map(|spec| Spec { kind: Kind::Workload, bound, ..spec })

@@ -91,9 +91,10 @@ fn risks(settings: &Settings) -> Vec<(&'static str, &'static str)> {
              confine the workload with opamp.workload.user",
         ),
         (
-            settings.sandbox == Sandbox::On && workload.is_some() && !external,
+            settings.sandbox == Sandbox::On && workload.is_some_and(|it| it.user.is_none()) && !external,
             "opamp.sandbox",
-            "on has no effect: Chiton starts the workload, which would be bound too",
+            "on has no effect: Chiton starts the workload, which would be bound too; with opamp.workload.user it bounds its \
+             capabilities",
         ),
         (
             !packages.require_signature,

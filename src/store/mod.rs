@@ -274,7 +274,12 @@ impl Store {
         let astray = running.is_err();
         let running = running.unwrap_or_else(|error| {
             problems.push(error);
-            Running { has_config: wanted.is_some(), ..Running::default() }
+            // What lies there runs as well as it can: its workload needs to find it.
+            Running {
+                members: self.running_members(),
+                has_config: wanted.is_some(),
+                local: self.local_names(),
+            }
         });
         if memory.trial.is_none() {
             self.clear_way_back();
@@ -289,11 +294,15 @@ impl Store {
     fn newer(&self) -> Option<String> {
         let running = self.running().map(description_of);
         let records = [MEMORY, UID, SETTINGS, connections::MEMORY].map(PathBuf::from);
-        records.into_iter().chain(running).find_map(|path| {
+        let found = records.into_iter().chain(running).find_map(|path| {
             let bytes = self.disk.read(&path, MAX_SETTINGS).ok()?;
             let error = record::open(&bytes).err().filter(Unread::is_newer)?;
             let path = self.shown(&path);
             Some(format!("{path}: {error}; what was committed runs, and nothing here is changed"))
+        });
+        found.or_else(|| {
+            let error = self.newer_set()?;
+            Some(format!("{error}; what was committed runs, and nothing here is changed"))
         })
     }
 

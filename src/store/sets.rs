@@ -429,6 +429,14 @@ impl Store {
         names.into_iter().map(|name| Member { name, ..Member::default() }).collect()
     }
 
+    /// What is said where a newer Chiton wrote the record of the running set.
+    pub(super) fn newer_set(&self) -> Option<String> {
+        let path = set_record(self.running_set());
+        let bytes = self.packages.read(&path, MAX_RECORD).ok()?;
+        let error = record::open(&bytes).err().filter(record::Unread::is_newer)?;
+        Some(error.of(&path.display().to_string()).into())
+    }
+
     /// An interrupted trial is undone, whatever a record says.
     pub(super) fn go_back_of_sets(&self) {
         if self.pointed_set(BACK) != 0 {

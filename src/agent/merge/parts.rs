@@ -15,6 +15,11 @@ pub(super) const PIECE: usize = 8 * 1024;
 
 /// A block map whose keys stand in one column; [`None`]: it must be read in one piece, if it can be read at all.
 pub(super) fn read(text: &str, piece: usize, node: Node<'_>) -> Option<Value> {
+    // The parser knows more ends of lines than one.
+    let breaks = ['\u{85}', '\u{2028}', '\u{2029}'];
+    if text.replace("\r\n", "").contains('\r') || text.contains(breaks) {
+        return None;
+    }
     let mut map = Mapping::new();
     for part in split(text)? {
         let Value::Mapping(entries) = entries(part, piece, node)? else { return None };
@@ -43,7 +48,8 @@ fn nested(part: &str, piece: usize, node: Node<'_>) -> Option<Value> {
     let Value::Mapping(mut map) = node.deserialize(Deserializer::from_str(head)).ok()? else {
         return None;
     };
-    let (_, value) = map.iter_mut().next().filter(|(_, value)| value.is_null())?;
+    let one = map.len() == 1;
+    let (_, value) = map.iter_mut().next().filter(|(_, value)| one && value.is_null())?;
     let bare = head.split(" #").next().unwrap_or_default();
     if !bare.trim_end().ends_with(':') {
         return None; // `key: ~`, an anchor, a tag
@@ -123,6 +129,9 @@ mod tests {
             "- a\n- b\n",
             "? a\n: b\n",
             "a\nb: 1\n",
+            "# head\rb: 2\na: 1\n",
+            "# head\u{2028}b: 2\na: 1\n",
+            "a:\rb:\n  c: 1\n",
             "",
         ] {
             assert_eq!(in_parts(text), None, "{text:?}");
@@ -134,7 +143,7 @@ mod tests {
 
         #[test]
         fn in_parts_it_is_what_it_is_as_a_whole(
-            lines in prop::collection::vec("( {0,4}|- )([a-c]{1,2}: ?){0,2}(|~|1|&x 1|[*]x|!t b|\\[a,|\\]|[{]a: |[}]|'|\"|[|]|>-|# e|-|[?] a|---|<<: [*]x|\r|\t)", 0..8)
+            lines in prop::collection::vec("( {0,4}|- )([a-c]{1,2}: ?){0,2}(|~|1|&x 1|[*]x|!t b|\\[a,|\\]|[{]a: |[}]|'|\"|[|]|>-|# e|-|[?] a|---|<<: [*]x|\r|\t|#\ra: 1|b:\rc:|#\u{2028}a: 2)", 0..8)
         ) {
             let text = lines.join("\n");
             if let Some(value) = in_parts(&text) {
