@@ -9,21 +9,12 @@ from pathlib import Path
 import kconfiglib
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-# What cross/build makes.
-BUILDS = {line.split()[0] for line in (ROOT / "cross/targets").read_text().splitlines() if not line.startswith("#")}
+sys.dont_write_bytecode = True
+sys.path.append(str(HERE.parent))
+from checks import BUILDS, ROOT, must, over  # noqa: E402
+
 os.environ["BR2_EXTERNAL_CHITON_PATH"] = str(HERE)
 os.environ["CONFIG_"] = ""
-passed = failed = 0
-
-
-def must(what, got, want=True):
-    global passed, failed
-    if got == want:
-        passed += 1
-    else:
-        failed += 1
-        print(f"FAILED: {what}: {got!r} instead of {want!r}")
 
 
 def configured(*chosen, **texts):
@@ -168,5 +159,4 @@ for board, want in (
         must(f"{board}", make(work, "show", **configured(*board, "PACKAGE_CHITON"))["TARGET"], want)
         must("there is such a build", want in BUILDS)
 
-print(f"{passed} passed, {failed} failed")
-sys.exit(failed > 0)
+sys.exit(over())

@@ -24,19 +24,10 @@ logging.getLogger("BitBake").addHandler(logging.StreamHandler())
 
 HERE = Path(__file__).resolve().parent
 LAYERS = [HERE / "meta-chiton", HERE / "example"]
-ROOT = HERE.parents[1]
-# What cross/build makes.
-BUILDS = {line.split()[0] for line in (ROOT / "cross/targets").read_text().splitlines() if not line.startswith("#")}
-passed = failed = 0
+sys.dont_write_bytecode = True
+sys.path.append(str(HERE.parent))
+from checks import BUILDS, ROOT, must, over  # noqa: E402
 
-
-def must(what, got, want=True):
-    global passed, failed
-    if got == want:
-        passed += 1
-    else:
-        failed += 1
-        print(f"FAILED: {what}: {got!r} instead of {want!r}")
 
 
 def base(work, **more):
@@ -239,5 +230,4 @@ for part in (from_source, binary, site):
     with tempfile.TemporaryDirectory() as work:
         part(Path(work))
         os.chdir("/")
-print(f"{passed} passed, {failed} failed")
-sys.exit(failed > 0)
+sys.exit(over())
