@@ -16,9 +16,11 @@ pub fn host() -> Host {
     let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     let os_version =
         pretty.map(|name| name.trim_matches('"').to_owned()).filter(|name| !name.is_empty());
-    let kernel = fact("/proc/sys/kernel/osrelease");
+    // Not from /proc/sys: a service may be shown nothing of /proc but processes (systemd's ProcSubset).
+    let uname = rustix::system::uname();
+    let kernel = uname.release().to_str().ok().map(str::to_owned);
     Host {
-        name: fact("/proc/sys/kernel/hostname").unwrap_or_default(),
+        name: uname.nodename().to_str().unwrap_or_default().to_owned(),
         os_version: os_version.or(kernel).unwrap_or_default(),
         arch: arch(),
     }

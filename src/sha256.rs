@@ -1,7 +1,54 @@
 //! SHA-256 by ring, which is linked for TLS: in assembler, as fast as the CPU can, also in a binary that is optimised
-//! for size.
+//! for size. For 32-bit x86 ring has no assembler, and takes five times as long as the CPU needs: there it is by sha2,
+//! which uses the CPU's own instructions where it has them.
 
-use ring::digest::{Context, SHA256};
+use by::Context;
+
+#[cfg(not(target_arch = "x86"))]
+mod by {
+    use ring::digest;
+
+    #[derive(Clone)]
+    pub(super) struct Context(digest::Context);
+
+    impl Context {
+        pub(super) fn new() -> Self {
+            Self(digest::Context::new(&digest::SHA256))
+        }
+
+        pub(super) fn update(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+
+        pub(super) fn finish(self) -> [u8; 32] {
+            let mut digest = [0; 32];
+            digest.iter_mut().zip(self.0.finish().as_ref()).for_each(|(to, from)| *to = *from);
+            digest
+        }
+    }
+}
+
+#[cfg(target_arch = "x86")]
+mod by {
+    use sha2::Digest as _;
+
+    #[derive(Clone)]
+    pub(super) struct Context(sha2::Sha256);
+
+    impl Context {
+        pub(super) fn new() -> Self {
+            Self(sha2::Sha256::new())
+        }
+
+        pub(super) fn update(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+
+        pub(super) fn finish(self) -> [u8; 32] {
+            self.0.finalize().into()
+        }
+    }
+}
 
 /// A digest in the making.
 #[derive(Clone)]
@@ -12,7 +59,7 @@ impl Sha256 {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "nothing asks for a default")]
     pub fn new() -> Self {
-        Self(Context::new(&SHA256))
+        Self(Context::new())
     }
 
     /// Of these bytes too.
@@ -23,9 +70,7 @@ impl Sha256 {
     /// What it is.
     #[must_use]
     pub fn finalize(self) -> [u8; 32] {
-        let mut digest = [0; 32];
-        digest.iter_mut().zip(self.0.finish().as_ref()).for_each(|(to, from)| *to = *from);
-        digest
+        self.0.finish()
     }
 
     /// Of these bytes.

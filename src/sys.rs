@@ -138,30 +138,44 @@ fn reset(number: c_int) {
 /// Gives the pages of our own code and constants back to the page cache: what ran once, such as a handshake or a parser,
 /// is not resident at rest. What runs again is mapped again, at the price of a minor fault.
 pub fn give_back_code() {
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    // Up to the code and no further: constants that lie behind it look like what was relocated, and must stay.
-    let code = maps.lines().position(|line| line.contains(" r-xp ") && line.contains('/'));
-    for line in maps.lines().take(code.map_or(0, |code| code.saturating_add(1))) {
-        let ours = line.contains(" r-xp ") || line.contains(" r--p 00000000 ");
-        if !ours || !line.contains('/') {
-            continue;
-        }
-        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-        let Some((Ok(start), Ok(end))) =
-            range.map(|(a, b)| (usize::from_str_radix(a, 16), usize::from_str_radix(b, 16)))
-        else {
-            return;
-        };
+    /// They stay where they are for as long as the process lives.
+    static MAPPINGS: OnceLock<Vec<Mapping>> = OnceLock::new();
+    for mapping in MAPPINGS.get_or_init(read_only_mappings) {
         // SAFETY: the range is one mapping of a file, never written to (r-x, or the one that begins with the file's
         // head): what is dropped is read again from the file when it is next used, by this very call's own return too.
         let _ = unsafe {
             madvise(
-                core::ptr::with_exposed_provenance_mut(start),
-                end.saturating_sub(start),
+                core::ptr::with_exposed_provenance_mut(mapping.start),
+                mapping.length,
                 Advice::LinuxDontNeed,
             )
         };
     }
+}
+
+/// Addresses.
+#[derive(Debug)]
+struct Mapping {
+    start: usize,
+    length: usize,
+}
+
+/// Those of our own file that are never written to: code and constants.
+fn read_only_mappings() -> Vec<Mapping> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    // Up to the code and no further: constants that lie behind it look like what was relocated, and must stay.
+    let code = maps.lines().position(|line| line.contains(" r-xp ") && line.contains('/'));
+    let lines = maps.lines().take(code.map_or(0, |code| code.saturating_add(1)));
+    lines
+        .filter(|line| line.contains('/'))
+        .filter(|line| line.contains(" r-xp ") || line.contains(" r--p 00000000 "))
+        .filter_map(|line| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            let (start, end) =
+                (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+            Some(Mapping { start, length: end.saturating_sub(start) })
+        })
+        .collect()
 }
 
 /// Puts a filter of system calls in force, for this thread and all that come out of it.

@@ -208,6 +208,10 @@ fn reduce(sets: CapabilitySets, keep: CapabilitySet, lend: bool) -> rustix::io::
     // Without SYS_PTRACE (containers) whose a child is can be read only by who has as much in force as it.
     let reads = sets.effective.contains(CapabilitySet::SYS_PTRACE);
     let effective = if lend && !reads { sets.effective } else { sets.effective & keep };
+    // A service manager that has taken them may have taken the call too.
+    if (effective, permitted) == (sets.effective, sets.permitted) {
+        return Ok(());
+    }
     set_capabilities(None, CapabilitySets { effective, permitted, ..sets })
 }
 

@@ -1,13 +1,16 @@
 //! When the pages of code that has run are given back: once a burst of work is over, and now and then at a server's
-//! answer, after which nothing happens for a while.
+//! answer, after which nothing happens for a while. Not at each: what a heartbeat runs lies together (`cross/hot`), and to
+//! map it again costs more than the heartbeat.
 
 use core::time::Duration;
 
 use crate::clock::Mono;
 use crate::sys;
 
-/// Between two times.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// Without an event for so long, a burst is over.
+const QUIET: Duration = Duration::from_secs(1);
+/// Between two times at answers.
+const INTERVAL: Duration = Duration::from_secs(600);
 /// More events than this are a burst: its end is worth a wake-up of its own. A heartbeat is two.
 const BURST: u32 = 8;
 
@@ -22,13 +25,17 @@ pub(super) struct Rest {
 impl Rest {
     /// Something happened.
     pub(super) fn disturbed(&mut self, now: Mono) {
+        // A few events and then quiet are no burst.
+        if self.deadline().is_none() && now.since(self.seen) >= QUIET {
+            self.busy = 0;
+        }
         self.busy = self.busy.saturating_add(1);
         self.seen = now;
     }
 
     /// When the burst is over, if there is one.
     pub(super) fn deadline(&self) -> Option<Mono> {
-        (self.busy > BURST).then(|| self.seen.after(INTERVAL))
+        (self.busy > BURST).then(|| self.seen.after(QUIET))
     }
 
     /// After an event: `answered` where it was the server's.
@@ -60,7 +67,10 @@ mod tests {
             rest.disturbed(at(3_000_000 + event));
         }
         assert_eq!(rest.deadline(), Some(at(3_001_019)));
-        rest.settle(false, at(3_001_019));
+        // What comes late does not hide the burst before it.
+        rest.disturbed(at(3_003_000));
+        assert_eq!(rest.deadline(), Some(at(3_004_000)));
+        rest.settle(false, at(3_004_000));
         assert_eq!(rest.deadline(), None);
     }
 }
