@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smol::lock::Semaphore;
 
+use super::commands::{COMMAND_TIMEOUT, outcome};
 use super::link::Links;
-use super::{Runtime, disk, outcome};
+use super::{Runtime, disk};
 use crate::agent::Event;
 use crate::agent::connection::overlay::{Candidate, Staged};
 use crate::agent::connection::{DIRECTORY, Way};
@@ -109,7 +110,7 @@ impl Runtime<'_> {
             let result = match (exported.map(|changed| changed || first), spec) {
                 (Err(error), _) => Err(error),
                 (Ok(true), Some(Ok(spec))) => {
-                    let ran = command::run(&spec, super::COMMAND_TIMEOUT).await;
+                    let ran = command::run(&spec, COMMAND_TIMEOUT).await;
                     outcome(&spec, &ran).map_err(|why| format!("on_change: {why}"))
                 }
                 (Ok(true), Some(Err(why))) => Err(format!("on_change: {why}")),

@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use smol::Task;
 
-use super::{COMMAND_TIMEOUT, Input, Runtime, outcome};
+use super::commands::{COMMAND_TIMEOUT, outcome};
+use super::{Input, Runtime};
 use crate::agent::Event;
 use crate::agent::session::Tone;
 use crate::agent::supervision::{Ask, Process};
