@@ -1,4 +1,4 @@
-//! Facts about the host, read from /proc, /sys and /etc; what is missing is left out.
+//! Facts about the host, by uname and read from /proc, /sys and /etc; what is missing is left out.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ pub fn host() -> Host {
     let uname = rustix::system::uname();
     let kernel = uname.release().to_str().ok().map(str::to_owned);
     Host {
-        name: uname.nodename().to_str().unwrap_or_default().to_owned(),
+        name: uname.nodename().to_str().unwrap_or_default().trim().to_owned(),
         os_version: os_version.or(kernel).unwrap_or_default(),
         arch: arch(),
     }

@@ -140,7 +140,8 @@ fn reset(number: c_int) {
 pub fn give_back_code() {
     /// They stay where they are for as long as the process lives.
     static MAPPINGS: OnceLock<Vec<Mapping>> = OnceLock::new();
-    for mapping in MAPPINGS.get_or_init(read_only_mappings) {
+    let mappings = MAPPINGS.get().cloned().unwrap_or_else(read_only_mappings);
+    for mapping in &mappings {
         // SAFETY: the range is one mapping of a file, never written to (r-x, or the one that begins with the file's
         // head): what is dropped is read again from the file when it is next used, by this very call's own return too.
         let _ = unsafe {
@@ -151,10 +152,14 @@ pub fn give_back_code() {
             )
         };
     }
+    // None: they could not be read, this time.
+    if !mappings.is_empty() {
+        let _ = MAPPINGS.set(mappings);
+    }
 }
 
 /// Addresses.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Mapping {
     start: usize,
     length: usize,
@@ -163,11 +168,13 @@ struct Mapping {
 /// Those of our own file that are never written to: code and constants.
 fn read_only_mappings() -> Vec<Mapping> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let own = std::env::current_exe().unwrap_or_default();
+    let own = own.to_str().filter(|own| !own.is_empty());
+    let Some(own) = own else { return Vec::new() };
     // Up to the code and no further: constants that lie behind it look like what was relocated, and must stay.
-    let code = maps.lines().position(|line| line.contains(" r-xp ") && line.contains('/'));
-    let lines = maps.lines().take(code.map_or(0, |code| code.saturating_add(1)));
-    lines
-        .filter(|line| line.contains('/'))
+    let ours = maps.lines().filter(|line| line.trim_end().ends_with(own));
+    let until = ours.clone().position(|line| line.contains(" r-xp "));
+    ours.take(until.map_or(0, |at| at.saturating_add(1)))
         .filter(|line| line.contains(" r-xp ") || line.contains(" r--p 00000000 "))
         .filter_map(|line| {
             let (start, end) = line.split(' ').next()?.split_once('-')?;

@@ -1,5 +1,5 @@
-// goapk installs a package into a root as `apk add` does, by another's implementation of apk: the archive is taken apart, its
-// hashes are compared, a repository's index is made of what it says of itself and read again, its dependencies are resolved, its files
+// goapk installs a package into a root as `apk add` does, by another's implementation of apk: the archive is taken apart, the
+// hash of its data and of each file are compared, a repository's index is made of what it says of itself and read again, its dependencies are resolved, its files
 // and its entry in apk's database are written. Scripts are kept in the database and not run.
 //
 //	goapk PACKAGE.apk ROOT ARCH
@@ -7,12 +7,14 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/chainguard-dev/go-apk/pkg/apk"
+	"github.com/chainguard-dev/go-apk/pkg/expandapk"
 	"github.com/chainguard-dev/go-apk/pkg/fs"
 )
 
@@ -75,6 +77,9 @@ func publish(ctx context.Context, file, repository, arch string) (*apk.Package, 
 	if err != nil {
 		return nil, err
 	}
+	if err := sameData(ctx, file, pkg); err != nil {
+		return nil, err
+	}
 	size, err := from.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, err
@@ -104,4 +109,26 @@ func publish(ctx context.Context, file, repository, arch string) (*apk.Package, 
 		}
 	}
 	return pkg, nil
+}
+
+// sameData compares the files' archive with the hash in what the package says of itself: go-apk leaves that to its cache.
+func sameData(ctx context.Context, file string, pkg *apk.Package) error {
+	from, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	expanded, err := expandapk.ExpandApk(ctx, from, "")
+	if err != nil {
+		return err
+	}
+	defer expanded.Close()
+	data, err := os.ReadFile(expanded.PackageFile)
+	if err != nil {
+		return err
+	}
+	if found := fmt.Sprintf("%x", sha256.Sum256(data)); found != pkg.DataHash {
+		return fmt.Errorf("datahash is %s, the data has %s", pkg.DataHash, found)
+	}
+	return nil
 }

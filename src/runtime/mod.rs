@@ -269,9 +269,11 @@ impl<'a> Runtime<'a> {
 
     fn handle(&mut self, event: Event) {
         let answered = matches!(event, Event::Received { .. });
-        // A tick that only ends a burst is none of its events.
-        if !matches!(event, Event::Tick) {
-            self.rest.disturbed(now().mono);
+        match event {
+            // One that only ends a burst is none of its events.
+            Event::Tick => {}
+            Event::LinkUp { .. } => self.rest.connected(now().mono),
+            _ => self.rest.disturbed(now().mono),
         }
         let mut actions = Vec::new();
         self.agent.handle(event, now(), &mut actions);

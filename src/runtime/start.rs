@@ -146,7 +146,7 @@ impl<'a> Runtime<'a> {
             problems,
             aftermath: VecDeque::new(),
             started: now.mono,
-            rest: Rest::default(),
+            rest: Rest::new(now.mono),
             give_up_at: None,
             over: false,
         })
