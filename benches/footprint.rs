@@ -642,7 +642,7 @@ fn write(file: &Path, measured: &str) {
     );
     let text = format!(
         "# Footprint\n\nEvery budget, measured by\n\n```sh\ncross/build all\ncargo bench --bench footprint -- --write docs/footprint.md\n\
-         ```\n\nwhich anyone can run (five minutes; Linux, Rust, strace, curl; Go and SWUpdate for the peers). Nothing in this file but the parts\n\
+         ```\n\nwhich anyone can run (five minutes beside the builds; Linux, Rust, strace, curl; Go and SWUpdate for the peers). Nothing in this file but the parts\n\
          \"What is over\" and \"Flat lines\" is written by hand or by another command.\n\n{measured}\n## What is over, and why\n{why}\n\
          ## Flat lines\n{flat}"
     );
