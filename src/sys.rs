@@ -375,4 +375,28 @@ mod tests {
             assert_eq!(error.raw_os_error(), Some(Errno::PERM.raw_os_error()));
         }
     }
+
+    /// Dropping a page that was written to would lose what was written.
+    #[test]
+    fn what_is_given_back_holds_code_and_nothing_that_is_ever_written() {
+        static WRITTEN: OnceLock<String> = OnceLock::new();
+        let text = WRITTEN.get_or_init(|| "kept".to_owned());
+        let mappings = read_only_mappings();
+        let covered = |address: usize| {
+            mappings.iter().any(|it| it.start <= address && address - it.start < it.length)
+        };
+        assert!(covered(give_back_code as *const () as usize), "{mappings:?}");
+        let relocated: &&str = &"a pointer that the loader puts right";
+        let on_the_stack = 0_u8;
+        for address in [
+            (&raw const WRITTEN).addr(),
+            text.as_ptr().addr(),
+            (&raw const *relocated).addr(),
+            (&raw const on_the_stack).addr(),
+        ] {
+            assert!(!covered(address), "{address:x} in {mappings:x?}");
+        }
+        give_back_code();
+        assert_eq!((text.as_str(), mappings.len() <= 2), ("kept", true), "{mappings:x?}");
+    }
 }
